@@ -1,0 +1,73 @@
+"""The public names, `name as name` from the module that defines them; `energyflow/__init__.py` loads them lazily."""
+
+from . import (
+    chains as chains,
+    diagnostics as diagnostics,
+    energies as energies,
+    energy as energy,
+    kernels as kernels,
+    logz as logz,
+    negatives as negatives,
+    objectives as objectives,
+    runs as runs,
+    stats as stats,
+    types as types,
+)
+from .chains import (
+    Trace as Trace,
+    advance as advance,
+    advance_chains as advance_chains,
+    sample as sample,
+    sample_chains as sample_chains,
+)
+from .diagnostics import check as check, summary as summary, to_arviz as to_arviz
+from .energies.modules import from_apply as from_apply, from_nnx as from_nnx, to_nnx as to_nnx
+from .energies.nets import (
+    classifier_energy as classifier_energy,
+    cnn as cnn,
+    mlp as mlp,
+    residual_cnn as residual_cnn,
+)
+from .energies.transforms import bounded as bounded, transformed as transformed
+from .energy import (
+    Frozen as Frozen,
+    frozen as frozen,
+    kind as kind,
+    landscape as landscape,
+    logdensity as logdensity,
+    sum_energies as sum_energies,
+    temperature as temperature,
+    tempered as tempered,
+    tilt as tilt,
+)
+from .kernels import (
+    adjusted_mclmc as adjusted_mclmc,
+    barker as barker,
+    dynamic_hmc as dynamic_hmc,
+    elliptical_slice as elliptical_slice,
+    ghmc as ghmc,
+    hmc as hmc,
+    langevin as langevin,
+    mala as mala,
+    mclmc as mclmc,
+    nuts as nuts,
+    rmh as rmh,
+    sgld as sgld,
+    slice_sampling as slice_sampling,
+    ula as ula,
+)
+from .logz import (
+    LogZ as LogZ,
+    ais as ais,
+    bracket as bracket,
+    log_z_enumeration as log_z_enumeration,
+    log_z_quadrature as log_z_quadrature,
+    reverse_ais as reverse_ais,
+)
+from .negatives import cd as cd, pcd as pcd, replay as replay, short_run as short_run
+from .objectives import contrastive as contrastive, stateless as stateless
+from .runs import load as load, load_run as load_run, save as save
+from .training import TrainState as TrainState, init as init, make_step as make_step, train as train
+from .tune import tune as tune
+
+__version__: str

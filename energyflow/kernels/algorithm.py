@@ -1,0 +1,118 @@
+"""Binding a kernel to a log density: uniform reports, and rejection of whatever is not finite.
+
+A kernel is a callable `logdensity -> algorithm`. Those of this package return an `Algorithm`; any BlackJAX algorithm
+bound by `jax.tree_util.Partial(blackjax.X, ...)` is adapted here, so that chains, negative phases and annealing see one
+interface. Raw BlackJAX 1.7 accepts states of energy -inf (a dense kinetic energy that overflows) and can report a NaN
+acceptance rate; here a transition into a non-finite state is undone, counted as a rejection and flagged divergent.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from energyflow.types import Algorithm, Info, Kernel, Key, LogDensity, Tree
+
+CACHED = frozenset({"position", "logdensity", "logdensity_grad"})
+"""State fields that belong to one log density and one position; everything else (momentum, slice, random generator)
+survives a change of the energy."""
+
+
+def bind(kernel: Kernel, logdensity: LogDensity) -> Algorithm:
+    """Return the kernel's moves on `logdensity`; raw BlackJAX algorithms are adapted."""
+    algorithm = kernel(logdensity)
+    return algorithm if isinstance(algorithm, Algorithm) else adapt(algorithm)
+
+
+def adapt(
+    algorithm: Any,
+    *,
+    gradients_per_step: int = 1,
+    adjusted: bool = True,
+    reversible: bool = True,
+    temperature: Any = 1.0,
+) -> Algorithm:
+    """Return a BlackJAX `SamplingAlgorithm` as an `Algorithm` that reports `Info` and rejects non-finite states.
+
+    gradients_per_step: energy gradients per integration step (1 for leapfrog and Langevin moves).
+    adjusted: False for kernels without an accept step; they report no acceptance rate.
+    """
+    step = functools.partial(_guarded_step, algorithm.step, gradients_per_step, adjusted)
+    return Algorithm(algorithm.init, step, reversible, temperature)
+
+
+def _guarded_step(
+    raw_step: Callable, gradients_per_step: int, adjusted: bool, key: Key, state: Any
+) -> tuple[Any, Info]:
+    new, raw = raw_step(key, state)
+    finite = all_finite((new.position, getattr(new, "logdensity", 0.0), getattr(raw, "energy", 0.0)))
+    kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
+    return kept, _info(raw, state, finite, gradients_per_step, adjusted)
+
+
+def _info(raw: Any, state: Any, finite: Any, gradients_per_step: int, adjusted: bool) -> Info:
+    rate = getattr(raw, "acceptance_rate", getattr(raw, "is_accepted", None)) if adjusted else None
+    if rate is not None:
+        rate = jnp.where(finite, jnp.nan_to_num(jnp.asarray(rate, dtype=float)), 0.0)
+    divergent = ~finite | getattr(raw, "is_divergent", False) | ~jnp.asarray(getattr(raw, "nonans", True))
+    steps = getattr(raw, "num_integration_steps", 1 if hasattr(state, "logdensity_grad") else 0)
+    return Info(rate, divergent, jnp.asarray(steps * gradients_per_step, dtype=jnp.int32))
+
+
+def all_finite(tree: Tree) -> jax.Array:
+    """Return whether every floating-point leaf of `tree` is finite, shape ()."""
+    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+    return functools.reduce(jnp.logical_and, leaves, jnp.asarray(True))
+
+
+def is_adjusted(kernel: Kernel, logdensity: LogDensity, position: Tree) -> bool:
+    """Return whether the kernel leaves exp(logdensity) invariant by an accept step (traced, nothing is computed)."""
+
+    def acceptance(key: Key, position: Tree) -> Any:
+        algorithm = bind(kernel, logdensity)
+        init_key, step_key = jax.random.split(key)
+        return algorithm.step(step_key, algorithm.init(position, init_key))[1].acceptance_rate
+
+    return jax.eval_shape(acceptance, jax.random.key(0), position) is not None
+
+
+def carried(state: Any) -> dict[str, Any]:
+    """Return the fields of a kernel state that survive a change of the energy, besides the position."""
+    return {name: getattr(state, name) for name in state._fields if name not in CACHED}
+
+
+def start(algorithm: Algorithm, key: Key, position: Tree, carry: dict[str, Any] | None = None) -> Any:
+    """Initialise a kernel state at `position` on the algorithm's own log density.
+
+    A state caches the log density and gradient of the energy it was made with; carrying it across a parameter update
+    samples the wrong density, so positions are re-initialised and only `carry` (from `carried`) is put back.
+    """
+    state = algorithm.init(position, key)
+    return state._replace(**carry) if carry else state
+
+
+def step_size(kernel: Kernel) -> Any:
+    """Return the step size of a kernel built by keyword (every kernel of this package, `Partial(blackjax.X, ...)`)."""
+    try:
+        return kernel.keywords["step_size"]  # type: ignore[attr-defined]
+    except (AttributeError, KeyError):
+        raise ValueError(f"this kernel has no step size to read or tune: {kernel!r}") from None
+
+
+def with_step_size(kernel: Kernel, value: Any) -> Kernel:
+    """Return the same kernel with another step size; same pytree structure, so nothing recompiles."""
+    step_size(kernel)
+    return Partial(kernel.func, *kernel.args, **{**kernel.keywords, "step_size": value})  # type: ignore[attr-defined]
+
+
+@functools.cache
+def configured(function: Callable, **static: Any) -> Callable:
+    """Return `functools.partial(function, **static)`, the same object for the same settings.
+
+    Partials compare by identity and a kernel's function is part of its pytree structure: without this, two kernels of
+    equal settings would compile twice.
+    """
+    return functools.partial(function, **static)

@@ -1,0 +1,152 @@
+"""Kernels without an accept step: unadjusted and decoupled Langevin, microcanonical Langevin.
+
+They sample a biased law. They report no acceptance rate, and annealed importance sampling refuses them: inside AIS an
+unadjusted move is wrong by about a nat with a healthy effective sample size.
+
+The general Langevin step is `x - eta clip(grad E) + sigma z`; for small eta it targets exp(-E/T) with
+T = sigma^2 / (2 eta). Much published code decouples eta and sigma and so samples at T = 1e-4 or colder; the temperature
+here is part of the bound algorithm and of every training metric.
+"""
+
+from typing import Any, NamedTuple
+
+import blackjax
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from energyflow.kernels.algorithm import adapt, configured
+from energyflow.types import Algorithm, Kernel, Key, LogDensity, Scalar, Tree
+
+
+class LangevinState(NamedTuple):
+    """The position alone: nothing is cached, so k steps cost exactly k gradients."""
+
+    position: Tree
+
+
+class _LangevinInfo(NamedTuple):
+    num_integration_steps: int
+
+
+def ula(step_size: float) -> Kernel:
+    """Unadjusted Langevin (Roberts and Tweedie 1996), `x + h grad logp + sqrt(2h) z`, at temperature 1.
+
+    On a Gaussian of precision lambda its stationary variance is `1 / (lambda (1 - h lambda / 2))`.
+    """
+    return langevin(step_size)
+
+
+def sgld(step_size: float, temperature: float = 1.0) -> Kernel:
+    """Langevin dynamics at a chosen temperature, `x + h grad logp + sqrt(2 h T) z` (Welling and Teh 2011)."""
+    return langevin(step_size, (2 * step_size * temperature) ** 0.5)
+
+
+def langevin_temperature(step_size: Any, noise_scale: Any) -> Any:
+    """Return T = sigma^2 / (2 eta), the temperature a decoupled Langevin step samples at."""
+    return noise_scale**2 / (2 * step_size)
+
+
+def langevin(
+    step_size: float,
+    noise_scale: float | None = None,
+    *,
+    gradient_clip: float | None = None,
+    low: Any = None,
+    high: Any = None,
+    boundary: str = "clip",
+    noise_first: bool = False,
+) -> Kernel:
+    """Decoupled Langevin, `x - eta clip(grad E) + sigma z`, as energy-based models are usually trained.
+
+    step_size: eta. noise_scale: sigma, sqrt(2 eta) by default (T = 1). gradient_clip: elementwise bound on the
+    gradient; it turns a quadratic energy into a Huberised one. low, high: range of the position, kept by `boundary`
+    "clip" (mass piles up on the walls) or "reflect". noise_first: add the noise before the gradient is taken, as IGEBM
+    (Du and Mordatch 2019) does; the stationary variance differs.
+    Raises ValueError for an unknown boundary or half a range.
+    """
+    if boundary not in ("clip", "reflect"):
+        raise ValueError(f'boundary must be "clip" or "reflect"; got {boundary!r}')
+    if (low is None) != (high is None):
+        raise ValueError("give both low and high, or neither")
+    return Partial(
+        configured(_langevin, boundary=boundary, noise_first=noise_first),
+        step_size=step_size,
+        noise_scale=noise_scale,
+        gradient_clip=gradient_clip,
+        low=low,
+        high=high,
+    )
+
+
+def _langevin(
+    logdensity: LogDensity,
+    step_size: Scalar,
+    noise_scale: Any,
+    gradient_clip: Any,
+    low: Any,
+    high: Any,
+    boundary: str,
+    noise_first: bool,
+) -> Algorithm:
+    gradient = jax.grad(logdensity)
+    sigma = jnp.sqrt(2 * step_size) if noise_scale is None else noise_scale
+
+    def drift(x: Tree) -> Tree:
+        g = gradient(x)
+        if gradient_clip is not None:
+            g = jax.tree.map(lambda v: jnp.clip(v, -gradient_clip, gradient_clip), g)
+        return jax.tree.map(lambda v: step_size * v, g)
+
+    def step(key: Key, state: LangevinState) -> tuple[LangevinState, _LangevinInfo]:
+        x, noise = state.position, jax.tree.map(lambda z: sigma * z, normal_like(key, state.position))
+        if noise_first:
+            x = jax.tree.map(jnp.add, x, noise)
+            x = jax.tree.map(jnp.add, x, drift(x))
+        else:
+            x = jax.tree.map(lambda a, b, c: a + b + c, x, drift(x), noise)
+        if low is not None:
+            x = jax.tree.map(lambda v: _keep(v, low, high, boundary), x)
+        return LangevinState(x), _LangevinInfo(1)
+
+    algorithm = blackjax.SamplingAlgorithm(lambda position, key: LangevinState(position), step)
+    temperature = 1.0 if noise_scale is None else langevin_temperature(step_size, sigma)
+    return adapt(algorithm, adjusted=False, reversible=False, temperature=temperature)
+
+
+def normal_like(key: Key, tree: Tree) -> Tree:
+    """Return standard normal noise of the shapes and dtypes of `tree`."""
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jax.random.split(key, len(leaves))
+    noise = [jax.random.normal(k, jnp.shape(x), jnp.result_type(x)) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, noise)
+
+
+def _keep(x: Any, low: Any, high: Any, boundary: str) -> Any:
+    if boundary == "clip":
+        return jnp.clip(x, low, high)
+    width = high - low
+    folded = jnp.mod(x - low, 2 * width)
+    return low + jnp.minimum(folded, 2 * width - folded)
+
+
+def mclmc(step_size: float, decoherence_length: float | None = None) -> Kernel:
+    """Microcanonical Langevin Monte Carlo (Robnik, De Luca, Silverstein and Seljak 2023), unadjusted.
+
+    step_size: of the McLachlan integrator, two gradients a move. decoherence_length: L, sqrt(d) by default.
+    Positions of at least two dimensions.
+    """
+    return Partial(_mclmc, step_size=step_size, decoherence_length=decoherence_length)
+
+
+def _mclmc(logdensity: LogDensity, step_size: Scalar, decoherence_length: Any) -> Algorithm:
+    def of(position: Tree) -> Any:
+        size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(position))
+        length = size**0.5 if decoherence_length is None else decoherence_length
+        return blackjax.mclmc(logdensity, L=length, step_size=step_size)
+
+    algorithm = blackjax.SamplingAlgorithm(
+        lambda position, key: of(position).init(position, key),
+        lambda key, state: of(state.position).step(key, state),
+    )
+    return adapt(algorithm, gradients_per_step=2, adjusted=False, reversible=False)

@@ -1,0 +1,192 @@
+"""Annealed importance sampling, its reverse, and the bracket of both: what users call."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from energyflow.chains import advance_chains, count_chains
+from energyflow.energy import as_energy
+from energyflow.kernels.algorithm import bind, is_adjusted, with_step_size
+from energyflow.kernels.continuous import mala
+from energyflow.logz.anneal import Annealed, anneal_forward, anneal_reverse
+from energyflow.logz.path import Path, annealing_path, linear_schedule, pilot, sigmoid_schedule
+from energyflow.logz.result import LogZ, combine
+from energyflow.types import Kernel, Key, Tree
+
+
+def ais(
+    key: Key | int,
+    kernel: Kernel,
+    base: Any,
+    target: Any,
+    betas: Any,
+    num_chains: int,
+    *,
+    steps: Any = None,
+    order: float = 1.0,
+    unroll: bool = False,
+) -> LogZ:
+    """Annealed importance sampling (Neal 2001), forward only: a stochastic lower bound, verdict "one-sided".
+
+    base: a normalised NumPyro distribution over one point (None: a tilted energy's own). target: an energy or plain
+    function E of one point. betas: (K+1,) from 0 to 1, or K for a linear schedule. steps: (K,) step sizes, the
+    kernel's own by default. Raises ValueError for an unadjusted kernel, a landscape, or a schedule that is not one.
+    """
+    key = _key(key)
+    path, betas = annealing_path(target, base, order), _schedule(betas)
+    base_key, run_key = jax.random.split(key)
+    position = path.base.sample(base_key, (num_chains,))
+    _require_invariant(kernel, path, position)
+    run = anneal_forward(run_key, path, kernel, betas, steps, position, unroll=unroll)
+    return _result(run, None, "none", run.num_gradients, betas)
+
+
+def reverse_ais(
+    key: Key | int,
+    kernel: Kernel,
+    base: Any,
+    target: Any,
+    betas: Any,
+    exact: Tree,
+    *,
+    steps: Any = None,
+    order: float = 1.0,
+    unroll: bool = False,
+) -> LogZ:
+    """Annealing from the target down to the base (Grosse, Ghahramani and Adams 2015): a stochastic upper bound.
+
+    exact: exact draws of the target, leading axis [chain]; from anything else the result bounds nothing. The other
+    arguments are those of `ais`. Raises ValueError for kernels that are not reversible or not adjusted.
+    """
+    key = _key(key)
+    path, betas = annealing_path(target, base, order), _schedule(betas)
+    _require_invariant(kernel, path, exact, reverse=True)
+    run = anneal_reverse(key, path, kernel, betas, steps, exact, unroll=unroll)
+    return _result(None, run, "exact", run.num_gradients, betas)
+
+
+def bracket(
+    key: Key | int,
+    energy: Any,
+    base: Any = None,
+    kernel: Kernel | None = None,
+    *,
+    num_temperatures: int = 1000,
+    num_chains: int = 256,
+    exact: Tree = None,
+    schedule: Any = "adaptive",
+    tune: bool = True,
+    target_acceptance: float = 0.6,
+    num_refresh: int | None = None,
+    order: float = 1.0,
+    unroll: bool = False,
+) -> LogZ:
+    """Bracket log Z of exp(-E/T) between forward and reverse annealing along one frozen path.
+
+    energy: an energy or a plain function of one point. base: a normalised NumPyro distribution over one point whose
+    support covers the energy's; None for a tilted energy's own. kernel: MALA scaled by the base's variance by default.
+    num_temperatures: annealing moves K per direction. num_chains: per direction. exact: exact draws of the target,
+    leading axis [chain]; without them the reverse chains start at resampled forward end points moved `num_refresh` more
+    transitions (K by default) and the upper side is approximate, never called a bound.
+    schedule: "adaptive" (equal thermodynamic length, from the pilot), "sigmoid", "linear" or (K+1,) values. tune: fit a
+    step size per temperature in a pilot, frozen before any weighted chain starts, to `target_acceptance`.
+    Raises ValueError for landscapes, unadjusted or irreversible kernels and bad schedules.
+    """
+    keys = jax.random.split(_key(key), 6)
+    path = annealing_path(energy, base, order)
+    kernel = _default_kernel(path.base) if kernel is None else as_energy(kernel)
+    position = path.base.sample(keys[0], (num_chains,))
+    _require_invariant(kernel, path, position, reverse=True)
+    steps, spent = None, 0
+    if tune or isinstance(schedule, str) and schedule == "adaptive":
+        found = pilot(keys[1], path, kernel, target_acceptance=target_acceptance)
+        betas = found.schedule(num_temperatures) if isinstance(schedule, str) and schedule == "adaptive" else None
+        betas = _schedule(schedule, num_temperatures) if betas is None else betas
+        steps, spent = (found.steps(betas) if tune else None), found.num_gradients
+    else:
+        betas = _schedule(schedule, num_temperatures)
+    forward = anneal_forward(keys[2], path, kernel, betas, steps, position, unroll=unroll)
+    provenance = "exact" if exact is not None else "approximate"
+    if exact is None:
+        last = kernel if steps is None else _with_last(kernel, steps)
+        moves = num_temperatures if num_refresh is None else num_refresh
+        exact, refresh_cost = _refresh(keys[3], keys[4], path, last, forward, moves, unroll)
+        spent += refresh_cost
+    reverse = anneal_reverse(keys[5], path, kernel, betas, steps, exact, unroll=unroll)
+    spent += forward.num_gradients + reverse.num_gradients
+    return _result(forward, reverse, provenance, spent, betas)
+
+
+def _result(forward: Annealed | None, reverse: Annealed | None, provenance: str, spent: int, betas: Any) -> LogZ:
+    return combine(
+        None if forward is None else forward.log_weights,
+        None if reverse is None else -reverse.log_weights,
+        provenance,
+        num_gradients=spent,
+        position=None if forward is None else forward.position,
+        betas=betas,
+        acceptance=(forward or reverse).acceptance,
+    )
+
+
+def _refresh(
+    pick_key: Key, move_key: Key, path: Path, kernel: Kernel, forward: Annealed, num_steps: int, unroll: bool
+) -> tuple[Tree, int]:
+    """Resample the forward ends by weight, then move them: the approximate stand-in for exact draws."""
+    weights = jnp.asarray(forward.log_weights - forward.log_weights.max(), dtype=float)
+    rows = jax.random.categorical(pick_key, weights, shape=weights.shape)
+    start = jax.tree.map(lambda x: x[rows], forward.position)
+    size = 10 if unroll else max(num_steps, 1)
+    spent, position = 0, start
+    for i in range(0, num_steps, size):
+        position, metrics = advance_chains(
+            jax.random.fold_in(move_key, i), kernel, path.at(1.0), position, min(size, num_steps - i), unroll=unroll
+        )
+        spent += int(metrics["num_gradients"])
+    return position, spent
+
+
+def _with_last(kernel: Kernel, steps: np.ndarray) -> Kernel:
+    return with_step_size(kernel, float(steps[-1]))
+
+
+def _default_kernel(base: Any) -> Kernel:
+    """MALA scaled by what the base knows of the target's scale."""
+    try:
+        covariance = base.covariance_matrix
+    except (AttributeError, NotImplementedError):
+        covariance = jnp.ravel(base.variance)
+    dim = covariance.shape[0]
+    return mala(1.0 / dim ** (1 / 3), covariance)
+
+
+def _schedule(betas: Any, num_temperatures: int = 0) -> np.ndarray:
+    if isinstance(betas, str):
+        named = {"linear": linear_schedule, "sigmoid": sigmoid_schedule}
+        if betas not in named:
+            raise ValueError(f'schedule must be "adaptive", "sigmoid", "linear" or an array; got {betas!r}')
+        return named[betas](num_temperatures)
+    if np.ndim(betas) == 0:
+        return linear_schedule(int(betas))
+    betas = np.asarray(betas, np.float64)
+    if betas.ndim != 1 or len(betas) < 2 or betas[0] != 0 or betas[-1] != 1 or (np.diff(betas) <= 0).any():
+        raise ValueError("a schedule must rise strictly from exactly 0 to exactly 1")
+    return betas
+
+
+def _require_invariant(kernel: Kernel, path: Path, position: Tree, reverse: bool = False) -> None:
+    count_chains(position)
+    one = jax.tree.map(lambda x: x[0], position)
+    if not is_adjusted(kernel, path.at(1.0), one):
+        raise ValueError(
+            "annealing needs a kernel with an accept step: unadjusted moves make log Z wrong by about a nat with a "
+            "healthy ESS; use mala, hmc, nuts or another adjusted kernel"
+        )
+    if reverse and not bind(kernel, path.at(1.0)).reversible:
+        raise ValueError("reverse annealing needs a reversible kernel; GHMC's persistent momentum is not: use hmc or mala")
+
+
+def _key(key: Key | int) -> Key:
+    return jax.random.key(key) if isinstance(key, int) else key

@@ -1,0 +1,37 @@
+"""Maximum likelihood by contrast: data energies down, model energies up (Hinton 2002)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from energyflow.energy import temperature
+from energyflow.types import Array, Key, Negatives, Objective, Tree
+
+
+def contrastive(negatives: Negatives, *, l2: float = 0.0) -> Objective:
+    """Return the objective `(mean E(data) - mean E(negatives)) / T`, whose gradient is that of -log-likelihood.
+
+    negatives: where the model's samples come from (`cd`, `pcd`, `replay`, `short_run`). l2: weight of
+    `mean E(data)^2 + mean E(negatives)^2`, which pins the energy's free offset at 0 (Du and Mordatch 2019); it biases
+    the density when large. Metrics: `gap = E_model - E_data` (tends to 0; growth is the alarm), both energies, and those
+    of the negative phase.
+    """
+    return Objective(negatives.init, Partial(_loss, negatives, l2))
+
+
+def _loss(negatives: Negatives, l2: Any, energy: Any, batch: Tree, key: Key, state: Any) -> Any:
+    fake, log_weights, state, metrics = negatives.draw(key, jax.lax.stop_gradient(energy), batch, state)
+    data = jax.vmap(energy)(batch)
+    model = jax.vmap(energy)(fake)
+    gap = _mean(model, log_weights) - jnp.mean(data)
+    penalty = l2 * (jnp.mean(data**2) + _mean(model**2, log_weights))
+    metrics = metrics | {"gap": gap, "energy_data": jnp.mean(data), "energy_model": _mean(model, log_weights)}
+    return -gap / jax.lax.stop_gradient(temperature(energy)) + penalty, (state, metrics)
+
+
+def _mean(values: Array, log_weights: Array | None) -> Array:
+    if log_weights is None:
+        return jnp.mean(values)
+    return jnp.sum(jax.nn.softmax(log_weights) * values)

@@ -1,0 +1,54 @@
+"""Floor 1: statistics of weights and draws, as pure functions of arrays; log weights are finished in float64 (NumPy)."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import expit, logsumexp
+
+
+class Estimate(NamedTuple):
+    """A value and its standard error."""
+
+    value: float
+    stderr: float
+
+
+def log_mean_exp(log_weights: Any) -> Estimate:
+    """Return log(mean(exp(w))) and its delta-method standard error, sd(e^w) / (mean(e^w) sqrt(n)).
+
+    log_weights: (n,). The error is itself unreliable when few weights dominate: read it beside
+    `effective_sample_size`.
+    """
+    w = np.asarray(log_weights, np.float64)
+    value = logsumexp(w) - np.log(w.size)
+    relative = np.exp(w - value)
+    stderr = relative.std(ddof=1) / np.sqrt(w.size) if w.size > 1 else np.inf
+    return Estimate(float(value), float(stderr))
+
+
+def effective_sample_size(log_weights: Any) -> float:
+    """Return (sum w)^2 / sum w^2 of n log weights: a number of draws between 1 and n (Kong 1992)."""
+    w = np.asarray(log_weights, np.float64)
+    return float(np.exp(2 * logsumexp(w) - logsumexp(2 * w)))
+
+
+def bennett_acceptance_ratio(forward: Any, reverse: Any) -> Estimate:
+    """Combine both directions of one annealing path into log Z (Bennett 1976; Crooks 1999).
+
+    forward: (n,) log weights from the base, `log Z_0 + log w`. reverse: (m,) `log Z_0 - log w~` from the target; the
+    reverse must mirror the forward order of weighting and moving. Solves
+    `sum_i s(F_i - C - M) = sum_j s(C - R_j + M)` with M = log(n/m), s the logistic function. The standard error is
+    Shirts and Chodera's (2008), for independent chains.
+    """
+    f, r = np.asarray(forward, np.float64), np.asarray(reverse, np.float64)
+    shift = np.log(f.size / r.size)
+
+    def balance(c: float) -> float:
+        return expit(f - c - shift).sum() - expit(c - r + shift).sum()
+
+    low, high = min(f.min(), r.min()) - 50.0, max(f.max(), r.max()) + 50.0
+    c = float(brentq(balance, low, high, xtol=1e-10))
+    a, b = expit(f - c - shift), expit(c - r + shift)
+    variance = (np.mean(a**2) / np.mean(a) ** 2 - 1) / f.size + (np.mean(b**2) / np.mean(b) ** 2 - 1) / r.size
+    return Estimate(c, float(np.sqrt(max(variance, 0.0))))
