@@ -3,6 +3,7 @@
 The contract is that of `analytic`: points of shape (dim,), `dim`, `log_z` in float64, `sample(key, num)`.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,8 +14,6 @@ import numpy as np
 from jax import Array
 from jax.nn import logsumexp
 from jax.tree_util import register_dataclass
-from scipy.special import gammaln
-from scipy.special import logsumexp as host_logsumexp
 
 from energyflow.types import Key, Scalar
 
@@ -38,12 +37,13 @@ class GaussianMixture:
 
     @property
     def log_z(self) -> float:
-        return float(self.offset + self.dim / 2 * np.log(2 * np.pi) + _log_mass(self.log_weights))
+        return float(self.offset) + self.dim / 2 * math.log(2 * math.pi) + _log_mass(self.log_weights)
 
     def __call__(self, x: Array) -> Scalar:
-        squares = jnp.sum((x[None, :] - self.means) ** 2, axis=1)
-        logs = self.log_weights - squares / (2 * self.scales**2) - self.dim * jnp.log(self.scales)
-        return -logsumexp(logs) - self.offset
+        means, scales, log_weights = map(jnp.asarray, (self.means, self.scales, self.log_weights))
+        # Scaled before squaring: far out nothing overflows float32 sooner than it must.
+        squares = jnp.sum(((x[None, :] - means) / scales[:, None]) ** 2, axis=1)
+        return -logsumexp(log_weights - squares / 2 - self.dim * jnp.log(scales)) - self.offset
 
     @partial(jax.jit, static_argnames="num")
     def sample(self, key: Key, num: int) -> Array:
@@ -98,14 +98,15 @@ class StudentMixture:
 
     @property
     def log_z(self) -> float:
-        gammas = gammaln(self.df / 2) - gammaln((self.df + self.dim) / 2)
-        return float(gammas + self.dim / 2 * np.log(self.df * np.pi) + _log_mass(self.log_weights))
+        df = float(self.df)
+        gammas = math.lgamma(df / 2) - math.lgamma((df + self.dim) / 2)
+        return gammas + self.dim / 2 * math.log(df * math.pi) + _log_mass(self.log_weights)
 
     def __call__(self, x: Array) -> Scalar:
-        # Scaled before squaring: far tails do not overflow float32 sooner than they must.
-        squares = jnp.sum(((x[None, :] - self.means) / self.scales[:, None]) ** 2, axis=1)
+        means, scales, log_weights = map(jnp.asarray, (self.means, self.scales, self.log_weights))
+        squares = jnp.sum(((x[None, :] - means) / scales[:, None]) ** 2, axis=1)
         kernel = -(self.df + self.dim) / 2 * jnp.log1p(squares / self.df)
-        return -logsumexp(self.log_weights + kernel - self.dim * jnp.log(self.scales))
+        return -logsumexp(log_weights + kernel - self.dim * jnp.log(scales))
 
     @partial(jax.jit, static_argnames="num")
     def sample(self, key: Key, num: int) -> Array:
@@ -135,5 +136,5 @@ def _components(means: Any, scales: Any, weights: Any) -> tuple[np.ndarray, np.n
     return means, np.broadcast_to(scales, (len(means),)).copy(), np.log(weights / weights.sum())
 
 
-def _log_mass(log_weights: Any) -> Any:
-    return host_logsumexp(np.asarray(log_weights, np.float64))
+def _log_mass(log_weights: Any) -> float:
+    return float(np.logaddexp.reduce(np.asarray(log_weights, np.float64)))

@@ -46,7 +46,12 @@ class MLP(nnx.Module):
     ) -> None:
         widths = (dim, *hidden, num_outputs)
         self.shape, self.activation = (dim,), _known(activation)
-        self.layers = nnx.List([nnx.Linear(m, n, rngs=rngs) for m, n in zip(widths[:-1], widths[1:], strict=True)])
+        self.layers = nnx.List(
+            [
+                nnx.Linear(m, n, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
+                for m, n in zip(widths[:-1], widths[1:], strict=True)
+            ]
+        )
 
     def __call__(self, x: Array) -> Array:
         _require_shape(x, self.shape)

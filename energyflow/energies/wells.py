@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.tree_util import register_dataclass
-from scipy.special import logsumexp
 
 from energyflow.energies.rejection import reject
 from energyflow.types import Key, Kind, Scalar
@@ -43,15 +42,18 @@ class QuarticWells:
         # Beyond this radius the envelope of `sample` is below exp(-60) of its peak.
         radius = well + np.abs(c) / (2 * stiffness) + np.sqrt(60 / stiffness)
         x = np.linspace(-radius, radius, 4001)
-        logs = logsumexp(-(x**2 * (a * x**2 + b) + c * x), axis=0) + np.log(x[1] - x[0])
+        energy = x**2 * (a * x**2 + b) + c * x
+        floor = energy.min(axis=0)
+        logs = np.log(np.sum(np.exp(floor - energy), axis=0) * (x[1] - x[0])) - floor
         return float(np.sum(logs) - self.constant)
 
     def __call__(self, x: Array) -> Scalar:
-        return jnp.sum(x**2 * (self.quartic * x**2 + self.quadratic) + self.linear * x) + self.constant
+        a, b, c = map(jnp.asarray, (self.quartic, self.quadratic, self.linear))
+        return jnp.sum(x**2 * (a * x**2 + b) + c * x) + self.constant
 
     @partial(jax.jit, static_argnames="num")
     def sample(self, key: Key, num: int) -> Array:
-        a, b, c = (jnp.asarray(v) for v in (self.quartic, self.quadratic, self.linear))
+        a, b, c = map(jnp.asarray, (self.quartic, self.quadratic, self.linear))
         draw = jax.vmap(lambda key, a, b, c: reject(key, partial(_propose_quartic, a, b, c)))
         return jax.vmap(draw, (0, None, None, None))(jax.random.split(key, (num, self.dim)), a, b, c)
 
@@ -115,10 +117,16 @@ class Himmelblau:
     gap `(u-t)^2 + (v-s)^2`; t and s minimise its mass (acceptance .056). No leaves.
     """
 
-    dim: ClassVar[int] = 2
     temperature: ClassVar[float] = 20.0
     kind: ClassVar[Kind] = "tempered"
-    log_z: ClassVar[float] = 2.1889649248772387
+
+    @property
+    def dim(self) -> int:
+        return 2
+
+    @property
+    def log_z(self) -> float:
+        return 2.1889649248772387
 
     def __call__(self, x: Array) -> Scalar:
         return (x[0] ** 2 + x[1] - 11) ** 2 + (x[0] + x[1] ** 2 - 7) ** 2
@@ -126,8 +134,8 @@ class Himmelblau:
     @partial(jax.jit, static_argnames="num")
     def sample(self, key: Key, num: int) -> Array:
         t, s = 0.4416, 0.6117
-        mean = np.array([-s / (2 * t), -t / (2 * s)])
-        scale = np.sqrt(self.temperature / (4 * np.array([t, s])))
+        mean = jnp.array([-s / (2 * t), -t / (2 * s)])
+        scale = jnp.sqrt(self.temperature / (4 * jnp.array([t, s])))
 
         def propose(key: Key) -> tuple[Array, Scalar]:
             x = mean + scale * jax.random.normal(key, (2,))
@@ -159,24 +167,30 @@ class MuellerBrown:
     the minimum of the gap on a grid of 1801^2, polished; the gap grows beyond (acceptance .06). No leaves.
     """
 
-    dim: ClassVar[int] = 2
     temperature: ClassVar[float] = 20.0
     kind: ClassVar[Kind] = "tempered"
-    log_z: ClassVar[float] = 5.366133242308871
+
+    @property
+    def dim(self) -> int:
+        return 2
+
+    @property
+    def log_z(self) -> float:
+        return 5.366133242308871
 
     def __call__(self, x: Array) -> Scalar:
-        height, a, b, c, centre_x, centre_y = _MUELLER_BROWN.T
+        height, a, b, c, centre_x, centre_y = map(jnp.asarray, _MUELLER_BROWN.T)
         dx, dy = x[0] - centre_x, x[1] - centre_y
         return jnp.sum(height * jnp.exp(a * dx**2 + b * dx * dy + c * dy**2))
 
     @partial(jax.jit, static_argnames="num")
     def sample(self, key: Key, num: int) -> Array:
-        mean, factor, floor = np.array([-0.534, 1.288]), np.array([[2.1, 1.23], [0.0, 1.37]]), -7.3766
-        unfactor = np.linalg.inv(factor)
+        mean, factor, floor = jnp.array([-0.534, 1.288]), jnp.array([[2.1, 1.23], [0.0, 1.37]]), -7.3766
+        spread = jnp.linalg.inv(factor)
 
         def propose(key: Key) -> tuple[Array, Scalar]:
             noise = jax.random.normal(key, (2,))
-            x = mean + unfactor @ noise
+            x = mean + spread @ noise
             return x, floor + jnp.sum(noise**2) / 2 - self(x) / self.temperature
 
         return jax.vmap(lambda key: reject(key, propose))(jax.random.split(key, num))

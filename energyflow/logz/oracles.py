@@ -6,7 +6,7 @@ are one weighted sum over a grid: quadrature nodes with their weights, or the va
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -24,26 +24,34 @@ _MAX_NODES = 2**26
 _MAX_STATES = 2**22
 
 
+@overload
+def log_z_quadrature(
+    energy: Any, low: Bound, high: Bound, num: int = ..., *, return_error: Literal[False] = ...
+) -> float: ...
+@overload
+def log_z_quadrature(
+    energy: Any, low: Bound, high: Bound, num: int = ..., *, return_error: Literal[True]
+) -> tuple[float, float]: ...
 def log_z_quadrature(
     energy: Any, low: Bound, high: Bound, num: int = 2001, *, return_error: bool = False
 ) -> float | tuple[float, float]:
     """Return the log of the integral of exp(-E/T) over a box, in one to three dimensions.
 
     energy: an energy or plain function of one point. low, high: the box; floats for a point of shape (), sequences of
-    length d for a point of shape (d,). num: nodes a dimension, rounded up to panels of 20. return_error: also return
-    the change in log Z from half as many panels, which bounds the error of the coarser grid.
+    length d for a point of shape (d,). num: nodes a dimension, rounded up to two or more panels of 20. return_error:
+    also return the change in log Z from half as many panels, which bounds the error of the coarser grid.
 
     Composite Gauss-Legendre (Davis, Rabinowitz 1984): for a smooth density it converges as fast as the trapezoid rule
     does for one that decays, and unlike it also where the box cuts a density that does not vanish at its faces.
     What lies outside of the box is not seen: see `edge_share`.
     Raises ValueError for a landscape, a box that is not finite and ordered, dimensions above 3, more than 2^26 nodes,
-    and an energy that is NaN in the box.
+    and an energy that is NaN or minus infinity in the box.
     """
     require_density(energy, "log Z")
-    log_z, _ = _integrate(energy, _nothing, *_box(low, high, num))
+    log_z, _ = _integrate(energy, _nothing, *_box(low, high, max(num, 2 * _ORDER)))
     if not return_error:
         return log_z
-    coarse, _ = _integrate(energy, _nothing, *_box(low, high, num // 2))
+    coarse, _ = _integrate(energy, _nothing, *_box(low, high, max(num, 2 * _ORDER) // 2))
     return log_z, abs(log_z - coarse)
 
 
@@ -107,7 +115,7 @@ def _integrate(energy: Any, f: Any, nodes: np.ndarray, log_weights: np.ndarray, 
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         target, f = _in_float64(logdensity(energy)), _in_float64(as_energy(f))
         tops, sums, values = jax.device_get(_blocks(target, f, nodes, log_weights, scalar))
-    if np.any(np.isnan(sums)):
+    if not np.all(np.isfinite(sums)):
         raise ValueError("the energy is NaN, or minus infinity, at a point of the grid")
     if not np.any(sums):
         return -np.inf, jax.tree.map(lambda v: np.full(v.shape[1:], np.nan), values)
@@ -119,7 +127,9 @@ def _integrate(energy: Any, f: Any, nodes: np.ndarray, log_weights: np.ndarray, 
 
 
 def _in_float64(tree: Tree) -> Tree:
-    return jax.tree.map(lambda v: np.asarray(v, np.float64) if jnp.issubdtype(jnp.result_type(v), jnp.floating) else v, tree)
+    return jax.tree.map(
+        lambda v: np.asarray(v, np.float64) if jnp.issubdtype(jnp.result_type(v), jnp.floating) else v, tree
+    )
 
 
 @partial(jax.jit, static_argnames="scalar")
