@@ -9,6 +9,8 @@ Swapping the sampler or the objective changes neither the step nor the loop.
 """
 
 import functools
+import math
+import statistics
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -97,3 +99,50 @@ def train(
     for batch in batches:
         state, metrics = step(state, batch)
         yield state, metrics
+
+
+class TrainingDiverged(RuntimeError):
+    """Training ran away; `state` is the last state found healthy."""
+
+    def __init__(self, message: str, state: TrainState | None):
+        super().__init__(message)
+        self.state = state
+
+
+def guarded(
+    stream: Iterable[tuple[TrainState, dict[str, Array]]], *, every: int = 10
+) -> Iterator[tuple[TrainState, dict[str, Array]]]:
+    """Pass a training stream through, judging its metrics every `every` steps.
+
+    Raises TrainingDiverged, which names the cause and holds the last healthy state, when the loss or gradient is not
+    finite, when chains without an accept step leave the finite numbers, or when the energy gap runs away.
+    """
+    good, gaps = None, []
+    for count, (state, metrics) in enumerate(stream):
+        if count % every == 0:
+            reason = trouble({name: float(value) for name, value in metrics.items()}, gaps)
+            if reason:
+                raise TrainingDiverged(f"step {int(state.step)}: {reason}", good)
+            good = state
+        yield state, metrics
+
+
+def trouble(metrics: dict[str, float], gaps: list[float]) -> str | None:
+    """Return what is wrong with one row of metrics, or None; appends the row's gap to `gaps`, the history judged by."""
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(metrics.get(name, 0.0)):
+            return f"the {name.replace('_', ' ')} is {metrics[name]}; lower the learning rate"
+    if "acceptance_rate" not in metrics and metrics.get("divergent", 0.0) > 0:
+        return (
+            f"{100 * metrics['divergent']:.2g} % of the unadjusted sampler's moves left the finite numbers: its step "
+            "size is too large for the energy's curvature; lower it, or use an adjusted kernel such as mala"
+        )
+    gap = abs(metrics.get("gap", 0.0))
+    typical = max(1.0, statistics.median(gaps[-100:]) if gaps else gap)
+    gaps.append(gap)
+    if gap > 1000 * typical:
+        return (
+            f"the energy gap is {metrics['gap']:.3g}, a thousand times its usual size: the chains have left the model; "
+            "use an adjusted kernel, a smaller step size or a lower learning rate"
+        )
+    return None

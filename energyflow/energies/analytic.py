@@ -3,8 +3,7 @@
 Each scores one point of shape (dim,) and carries `dim`, `log_z` (the log of the integral of exp(-E/T) over the plane
 or space, a float computed on the host in float64, so its leaves must be concrete) and `sample(key, num)`, which
 returns exact draws of shape (num, dim). Leaves are kept as float64 numpy arrays or Python floats: under
-`jax.enable_x64` nothing is lost to float32. They become JAX arrays at each call, because a numpy array that meets a
-tracer keeps the precision it was first traced in (jax 0.10).
+`jax.enable_x64` nothing is lost to float32. `exact.as_arrays` takes them to the precision of the moment.
 """
 
 import math
@@ -18,6 +17,7 @@ import numpy as np
 from jax import Array
 from jax.tree_util import register_dataclass
 
+from energyflow.energies.exact import as_arrays
 from energyflow.types import Key, Scalar
 
 
@@ -44,12 +44,13 @@ class Gaussian:
         return float(self.offset) + self.dim / 2 * math.log(2 * math.pi) - float(log_det)
 
     def __call__(self, x: Array) -> Scalar:
-        return jnp.sum((jnp.asarray(self.factor) @ (x - jnp.asarray(self.mean))) ** 2) / 2 - self.offset
+        mean, factor = as_arrays(self.mean, self.factor)
+        return jnp.sum((factor @ (x - mean)) ** 2) / 2 - self.offset
 
     @partial(jax.jit, static_argnames="num")
     def sample(self, key: Key, num: int) -> Array:
-        noise = jax.random.normal(key, (self.dim, num))
-        return self.mean[None, :] + jnp.linalg.solve(self.factor, noise).T
+        mean, factor = as_arrays(self.mean, self.factor)
+        return mean[None, :] + jnp.linalg.solve(factor, jax.random.normal(key, (self.dim, num))).T
 
 
 def gaussian(mean: Any, *, precision: Any = None, covariance: Any = None, offset: float = 0.0) -> Gaussian:

@@ -15,6 +15,7 @@ from jax import Array
 from jax.nn import logsumexp
 from jax.tree_util import register_dataclass
 
+from energyflow.energies.exact import as_arrays
 from energyflow.types import Key, Scalar
 
 
@@ -40,7 +41,7 @@ class GaussianMixture:
         return float(self.offset) + self.dim / 2 * math.log(2 * math.pi) + _log_mass(self.log_weights)
 
     def __call__(self, x: Array) -> Scalar:
-        means, scales, log_weights = map(jnp.asarray, (self.means, self.scales, self.log_weights))
+        means, scales, log_weights = as_arrays(self.means, self.scales, self.log_weights)
         # Scaled before squaring: far out nothing overflows float32 sooner than it must.
         squares = jnp.sum(((x[None, :] - means) / scales[:, None]) ** 2, axis=1)
         return -logsumexp(log_weights - squares / 2 - self.dim * jnp.log(scales)) - self.offset
@@ -48,8 +49,9 @@ class GaussianMixture:
     @partial(jax.jit, static_argnames="num")
     def sample(self, key: Key, num: int) -> Array:
         key_pick, key_noise = jax.random.split(key)
-        pick = jax.random.categorical(key_pick, self.log_weights, shape=(num,))
-        return self.means[pick] + self.scales[pick][:, None] * jax.random.normal(key_noise, (num, self.dim))
+        means, scales, log_weights = as_arrays(self.means, self.scales, self.log_weights)
+        pick = jax.random.categorical(key_pick, log_weights, shape=(num,))
+        return means[pick] + scales[pick][:, None] * jax.random.normal(key_noise, (num, self.dim))
 
 
 def gaussian_mixture(means: Any, scales: Any = 1.0, weights: Any = None, offset: float = 0.0) -> GaussianMixture:
@@ -103,7 +105,7 @@ class StudentMixture:
         return gammas + self.dim / 2 * math.log(df * math.pi) + _log_mass(self.log_weights)
 
     def __call__(self, x: Array) -> Scalar:
-        means, scales, log_weights = map(jnp.asarray, (self.means, self.scales, self.log_weights))
+        means, scales, log_weights = as_arrays(self.means, self.scales, self.log_weights)
         squares = jnp.sum(((x[None, :] - means) / scales[:, None]) ** 2, axis=1)
         kernel = -(self.df + self.dim) / 2 * jnp.log1p(squares / self.df)
         return -logsumexp(log_weights + kernel - self.dim * jnp.log(scales))
@@ -111,9 +113,10 @@ class StudentMixture:
     @partial(jax.jit, static_argnames="num")
     def sample(self, key: Key, num: int) -> Array:
         key_pick, key_noise, key_tail = jax.random.split(key, 3)
-        pick = jax.random.categorical(key_pick, self.log_weights, shape=(num,))
-        spread = self.scales[pick] * jnp.sqrt(self.df / jax.random.chisquare(key_tail, self.df, shape=(num,)))
-        return self.means[pick] + spread[:, None] * jax.random.normal(key_noise, (num, self.dim))
+        means, scales, log_weights = as_arrays(self.means, self.scales, self.log_weights)
+        pick = jax.random.categorical(key_pick, log_weights, shape=(num,))
+        spread = scales[pick] * jnp.sqrt(self.df / jax.random.chisquare(key_tail, self.df, shape=(num,)))
+        return means[pick] + spread[:, None] * jax.random.normal(key_noise, (num, self.dim))
 
 
 def student_mixture(means: Any, scales: Any = 1.0, weights: Any = None, df: float = 3.0) -> StudentMixture:

@@ -15,7 +15,7 @@ from jax.nn import logsumexp
 from jax.tree_util import register_dataclass
 from scipy.special import log_ndtr
 
-from energyflow.energies.rejection import reject
+from energyflow.energies.exact import as_arrays, reject
 from energyflow.types import Key, Scalar
 
 
@@ -44,19 +44,20 @@ class Rings:
         return float(np.logaddexp.reduce(heights + np.log(2 * np.pi * widths**2 * shell)))
 
     def __call__(self, x: Array) -> Scalar:
-        radii, widths, log_heights = map(jnp.asarray, (self.radii, self.widths, self.log_heights))
+        radii, widths, log_heights = as_arrays(self.radii, self.widths, self.log_heights)
         return -logsumexp(log_heights - ((_radius(x) - radii) / widths) ** 2 / 2)
 
     @partial(jax.jit, static_argnames="num")
     def sample(self, key: Key, num: int) -> Array:
-        mode = _radial_mode(self.radii, self.widths)
+        radii, widths, log_heights = as_arrays(self.radii, self.widths, self.log_heights)
+        mode = _radial_mode(radii, widths)
         # Log mass of each ring's envelope, not of the ring: the acceptance step makes up the difference.
-        logits = self.log_heights + jnp.log(mode * self.widths) - (self.widths / mode) ** 2 / 2
+        logits = log_heights + jnp.log(mode * widths) - (widths / mode) ** 2 / 2
 
         def propose(key: Key) -> tuple[Array, Scalar]:
             key_pick, key_point = jax.random.split(key)
             pick = jax.random.categorical(key_pick, logits)
-            return _propose_ring(mode[pick], jnp.asarray(self.widths)[pick], key_point)
+            return _propose_ring(mode[pick], widths[pick], key_point)
 
         return jax.vmap(lambda key: reject(key, propose))(jax.random.split(key, num))
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jax.tree_util import register_dataclass
 
-from energyflow.energies.rejection import reject
+from energyflow.energies.exact import as_arrays, reject
 from energyflow.types import Key, Kind, Scalar
 
 
@@ -48,12 +48,12 @@ class QuarticWells:
         return float(np.sum(logs) - self.constant)
 
     def __call__(self, x: Array) -> Scalar:
-        a, b, c = map(jnp.asarray, (self.quartic, self.quadratic, self.linear))
+        a, b, c = as_arrays(self.quartic, self.quadratic, self.linear)
         return jnp.sum(x**2 * (a * x**2 + b) + c * x) + self.constant
 
     @partial(jax.jit, static_argnames="num")
     def sample(self, key: Key, num: int) -> Array:
-        a, b, c = map(jnp.asarray, (self.quartic, self.quadratic, self.linear))
+        a, b, c = as_arrays(self.quartic, self.quadratic, self.linear)
         draw = jax.vmap(lambda key, a, b, c: reject(key, partial(_propose_quartic, a, b, c)))
         return jax.vmap(draw, (0, None, None, None))(jax.random.split(key, (num, self.dim)), a, b, c)
 
@@ -100,7 +100,7 @@ def four_wells() -> QuarticWells:
 def many_well(dim: int) -> QuarticWells:
     """Return dim/2 copies of `x^4 - 6 x^2 - x/2 + y^2/2` (Noe et al. 2019; Midgley et al. 2023), (x, y) interleaved.
 
-    2^(dim/2) modes; Z = 11784.50927 per copy. Raises ValueError for an odd or non-positive dim.
+    2^(dim/2) modes; Z = 11784.50927 sqrt(2 pi) per copy. Raises ValueError for an odd or non-positive dim.
     """
     if dim < 2 or dim % 2:
         raise ValueError(f"a many-well has an even number of dimensions; got {dim}")
@@ -179,7 +179,7 @@ class MuellerBrown:
         return 5.366133242308871
 
     def __call__(self, x: Array) -> Scalar:
-        height, a, b, c, centre_x, centre_y = map(jnp.asarray, _MUELLER_BROWN.T)
+        height, a, b, c, centre_x, centre_y = as_arrays(*_MUELLER_BROWN.T)
         dx, dy = x[0] - centre_x, x[1] - centre_y
         return jnp.sum(height * jnp.exp(a * dx**2 + b * dx * dy + c * dy**2))
 

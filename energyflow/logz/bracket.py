@@ -40,7 +40,7 @@ def ais(
     position = path.base.sample(base_key, (num_chains,))
     _require_invariant(kernel, path, position)
     run = anneal_forward(run_key, path, kernel, betas, steps, position, unroll=unroll)
-    return _result(run, None, "none", run.num_gradients, betas)
+    return _result(run, None, "none", run.num_gradients, betas, steps)
 
 
 def reverse_ais(
@@ -64,7 +64,7 @@ def reverse_ais(
     path, betas = annealing_path(target, base, order), _schedule(betas)
     _require_invariant(kernel, path, exact, reverse=True)
     run = anneal_reverse(key, path, kernel, betas, steps, exact, unroll=unroll)
-    return _result(None, run, "exact", run.num_gradients, betas)
+    return _result(None, run, "exact", run.num_gradients, betas, steps)
 
 
 def bracket(
@@ -80,6 +80,7 @@ def bracket(
     tune: bool = True,
     target_acceptance: float = 0.6,
     num_refresh: int | None = None,
+    reverse: bool = True,
     order: float = 1.0,
     unroll: bool = False,
 ) -> LogZ:
@@ -91,14 +92,15 @@ def bracket(
     leading axis [chain]; without them the reverse chains start at resampled forward end points moved `num_refresh` more
     transitions (K by default) and the upper side is approximate, never called a bound.
     schedule: "adaptive" (equal thermodynamic length, from the pilot), "sigmoid", "linear" or (K+1,) values. tune: fit a
-    step size per temperature in a pilot, frozen before any weighted chain starts, to `target_acceptance`.
+    step size per temperature in a pilot, frozen before any weighted chain starts, to `target_acceptance`. reverse:
+    False runs the forward direction alone (verdict "one-sided").
     Raises ValueError for landscapes, unadjusted or irreversible kernels and bad schedules.
     """
     keys = jax.random.split(_key(key), 6)
     path = annealing_path(energy, base, order)
     kernel = _default_kernel(path.base) if kernel is None else as_energy(kernel)
     position = path.base.sample(keys[0], (num_chains,))
-    _require_invariant(kernel, path, position, reverse=True)
+    _require_invariant(kernel, path, position, reverse=reverse)
     steps, spent = None, 0
     if tune or isinstance(schedule, str) and schedule == "adaptive":
         found = pilot(keys[1], path, kernel, target_acceptance=target_acceptance)
@@ -108,18 +110,22 @@ def bracket(
     else:
         betas = _schedule(schedule, num_temperatures)
     forward = anneal_forward(keys[2], path, kernel, betas, steps, position, unroll=unroll)
+    if not reverse:
+        return _result(forward, None, "none", spent + forward.num_gradients, betas, steps)
     provenance = "exact" if exact is not None else "approximate"
     if exact is None:
         last = kernel if steps is None else _with_last(kernel, steps)
         moves = num_temperatures if num_refresh is None else num_refresh
         exact, refresh_cost = _refresh(keys[3], keys[4], path, last, forward, moves, unroll)
         spent += refresh_cost
-    reverse = anneal_reverse(keys[5], path, kernel, betas, steps, exact, unroll=unroll)
-    spent += forward.num_gradients + reverse.num_gradients
-    return _result(forward, reverse, provenance, spent, betas)
+    back = anneal_reverse(keys[5], path, kernel, betas, steps, exact, unroll=unroll)
+    spent += forward.num_gradients + back.num_gradients
+    return _result(forward, back, provenance, spent, betas, steps)
 
 
-def _result(forward: Annealed | None, reverse: Annealed | None, provenance: str, spent: int, betas: Any) -> LogZ:
+def _result(
+    forward: Annealed | None, reverse: Annealed | None, provenance: str, spent: int, betas: np.ndarray, steps: Any
+) -> LogZ:
     return combine(
         None if forward is None else forward.log_weights,
         None if reverse is None else -reverse.log_weights,
@@ -127,7 +133,8 @@ def _result(forward: Annealed | None, reverse: Annealed | None, provenance: str,
         num_gradients=spent,
         position=None if forward is None else forward.position,
         betas=betas,
-        acceptance=(forward or reverse).acceptance,
+        acceptance=forward.acceptance if forward is not None else reverse.acceptance[::-1],
+        steps=steps,
     )
 
 

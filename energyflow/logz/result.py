@@ -19,7 +19,8 @@ class LogZ(NamedTuple):
     that direction was not run). stderr: of log_z. ess: of the forward weights, a number of chains.
     num_gradients: everything spent, pilot and preparation included. verdict: see `judge`.
     provenance: "exact", "approximate" or "none": where the reverse chains started. forward, reverse: per-chain values,
-    float64. position: forward end points, weighted by `forward`. betas, acceptance: per move.
+    float64. position: forward end points, weighted by `forward`. betas (K+1,); acceptance (K,) and steps (K,), per
+    move in forward order, steps None where the kernel kept its own.
     """
 
     log_z: float
@@ -35,6 +36,7 @@ class LogZ(NamedTuple):
     position: Tree
     betas: np.ndarray
     acceptance: np.ndarray | None
+    steps: np.ndarray | None
 
     @property
     def gap(self) -> float:
@@ -61,6 +63,7 @@ def combine(
     position: Any,
     betas: np.ndarray,
     acceptance: np.ndarray | None,
+    steps: np.ndarray | None,
 ) -> LogZ:
     """Build a LogZ from the values of each direction, (n,) `log w` and (m,) `-log w~`, base normalised."""
     up = None if forward is None else log_mean_exp(forward)
@@ -75,7 +78,7 @@ def combine(
     else:
         log_z, stderr = -down.value, down.stderr
     verdict = judge(forward, reverse, provenance, lower, upper, ess)
-    values = (num_gradients, verdict, provenance, forward, reverse, position, betas, acceptance)
+    values = (num_gradients, verdict, provenance, forward, reverse, position, betas, acceptance, steps)
     return LogZ(float(log_z), float(lower), float(upper), float(stderr), ess, *values)
 
 

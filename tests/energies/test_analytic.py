@@ -15,8 +15,8 @@ import pytest
 
 from energyflow.energies import wells
 from energyflow.energies.analytic import Gaussian, funnel, gaussian
+from energyflow.energies.exact import reject
 from energyflow.energies.mixtures import gaussian_mixture, gmm40, student_mixture
-from energyflow.energies.rejection import reject
 from energyflow.energies.rings import rings
 from energyflow.energies.wells import many_well, quartic_wells
 from energyflow.energies.zoo import zoo
@@ -27,6 +27,7 @@ from laws import assert_mean, assert_not_mean
 ZOO = zoo()
 REFERENCES = Path(__file__).parents[3] / "shared" / "truth" / "logz"
 NUM = 20_000
+NUM_BY_NAME = {"many_well_32": 4_000}
 CORE = {"four_wells", "himmelblau_beta0.05", "two_moons_rezende_U1", "gauss_d10_kappa10000", "gmm40_fab_d2"}
 
 LOG_Z = {
@@ -112,6 +113,10 @@ def reduced_energies(name, points):
     return np.asarray(jax.vmap(ZOO[name])(points), np.float64) / temperature(ZOO[name])
 
 
+def draws(name, key):
+    return ZOO[name].sample(key, NUM_BY_NAME.get(name, NUM))
+
+
 def spreads(points, mean):
     return (np.asarray(points, np.float64) - np.asarray(mean)) ** 2
 
@@ -130,7 +135,7 @@ def test_log_z_of_the_many_well_is_a_sum_over_wells_and_has_the_published_consta
     well = log_z_quadrature(lambda x: x**4 - 6 * x**2 - x / 2, -5.0, 5.0)
     for dim in (2, 32):
         assert abs(many_well(dim).log_z - dim / 2 * (well + math.log(2 * math.pi) / 2)) < 1e-11
-    assert abs(math.exp(many_well(2).log_z) - 11784.50927) < 1e-5
+    assert abs(math.exp(well) - 11784.50927) < 1e-5
 
 
 def test_log_z_of_heavy_and_scaled_tails_survives_a_change_of_variables():
@@ -156,21 +161,20 @@ def test_log_z_follows_the_leaves():
 
 @each(ENERGY)
 def test_exact_draws_have_the_mean_energy(name, key):
-    num = 4000 if name == "many_well_32" else NUM
-    assert_mean(reduced_energies(name, ZOO[name].sample(key, num)), ENERGY[name])
+    assert_mean(reduced_energies(name, draws(name, key)), ENERGY[name])
 
 
 @each(MOMENTS)
 def test_exact_draws_have_the_moments(name, key):
     mean, variance = MOMENTS[name]
-    points = ZOO[name].sample(key, 4000 if name == "many_well_32" else NUM)
+    points = draws(name, key)
     assert_mean(points, mean)
     assert_mean(spreads(points, mean), variance)
 
 
 @each(QUADRANTS)
 def test_exact_draws_have_the_weights_of_the_modes(name, key):
-    x, y = np.asarray(ZOO[name].sample(key, NUM)).T
+    x, y = np.asarray(draws(name, key)).T
     assert_mean(
         np.stack([(x > 0) & (y > 0), (x < 0) & (y > 0), (x < 0) & (y < 0), (x > 0) & (y < 0)], 1), QUADRANTS[name]
     )
@@ -178,8 +182,7 @@ def test_exact_draws_have_the_weights_of_the_modes(name, key):
 
 @pytest.mark.parametrize("name", ["asym_double_well_2d", "many_well_32"])
 def test_exact_draws_fill_the_deeper_well(name, key):
-    wells_of = np.asarray(ZOO[name].sample(key, 4000))[:, ::2]
-    assert_mean(wells_of > 0, 0.8443070962111391)
+    assert_mean(np.asarray(draws(name, key))[:, ::2] > 0, 0.8443070962111391)
 
 
 @pytest.mark.parametrize("name", ["mueller_brown_beta0.05", "rings"])
@@ -187,7 +190,9 @@ def test_exact_draws_agree_with_quadrature(name, key):
     energy = ZOO[name]
 
     def features(x):
-        return jnp.stack([energy(x), x[0], x[0] ** 2, x[0] * x[1], jnp.sum(x**2), jnp.where(x[0] - x[1] > 0.5, 1.0, 0.0)])
+        return jnp.stack(
+            [energy(x), x[0], x[0] ** 2, x[0] * x[1], jnp.sum(x**2), jnp.where(x[0] - x[1] > 0.5, 1.0, 0.0)]
+        )
 
     expected = expectation_quadrature(energy, features, *BOXES[name], 1000)
     # The indicator jumps inside a panel, so its quadrature is good to 1e-3 of its standard error times four.
@@ -214,7 +219,7 @@ def test_exact_draws_of_the_student_mixture_follow_its_radial_law(key):
     """One component in two dimensions: P(|x - m| > r) = (1 + r^2/(df s^2))^(-df/2)."""
     points = np.asarray(student_mixture([[3.0, -1.0]], scales=2.0, df=3.0).sample(key, NUM))
     radius = np.linalg.norm(points - np.array([3.0, -1.0]), axis=1)
-    cuts = np.array([0.5, 2.0, 8.0, 40.0])
+    cuts = np.array([0.5, 2.0, 5.0, 15.0])
     assert_mean(radius[:, None] > cuts, (1 + cuts**2 / 12) ** -1.5)
 
 
@@ -227,14 +232,15 @@ def test_negative_control_a_sampler_of_the_wrong_width_is_caught(key):
 
 def test_negative_control_an_envelope_without_its_acceptance_step_is_caught(key, monkeypatch):
     monkeypatch.setattr(wells, "reject", lambda key, propose: propose(key)[0])
-    for index, name in enumerate(("double_well_2d", "himmelblau_beta0.05", "mueller_brown_beta0.05")):
-        points = unjitted_sample(ZOO[name], jax.random.fold_in(key, index), NUM)
-        expected = ENERGY.get(name, -5.67)
-        assert_not_mean(reduced_energies(name, points), expected)
+    for index, name in enumerate(("double_well_2d", "himmelblau_beta0.05")):
+        points = retraced_sample(name, jax.random.fold_in(key, index), NUM)
+        assert_not_mean(reduced_energies(name, points), ENERGY[name])
 
 
-def unjitted_sample(energy, key, num):
-    return type(energy).sample.__wrapped__(energy, key, num)
+def retraced_sample(name, key, num):
+    """Call `sample` past its compilation cache, so that what a test patched is used and not kept."""
+    sample = type(ZOO[name]).sample.__wrapped__
+    return jax.jit(lambda energy, key: sample(energy, key, num))(ZOO[name], key)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +249,7 @@ def unjitted_sample(energy, key, num):
 def test_an_envelope_is_never_below_its_density(name, acceptance, key, monkeypatch):
     monkeypatch.setattr(wells, "reject", lambda key, propose: propose(key)[1])
     with jax.enable_x64(True):
-        log_accept = np.asarray(unjitted_sample(ZOO[name], key, 100_000))
+        log_accept = np.asarray(retraced_sample(name, key, 100_000))
     assert log_accept.max() <= 1e-12
     if acceptance is not None:
         assert abs(np.exp(log_accept).mean() / acceptance - 1) < 0.05
@@ -261,8 +267,8 @@ def test_energies_and_gradients_are_finite_far_out_and_agree_in_both_precisions(
     energy = ZOO[name]
     reach = 6.0 if "mueller" in name else 20.0 if "funnel" in name else 1e3
     corners = np.array([np.zeros(energy.dim), reach * np.ones(energy.dim), -reach * np.ones(energy.dim)])
-    score = jax.vmap(jax.value_and_grad(energy))
-    single, slopes = jax.jit(score)(jnp.asarray(corners, jnp.float32))
+    score = jax.jit(jax.vmap(jax.value_and_grad(energy)))
+    single, slopes = score(jnp.asarray(corners, jnp.float32))
     assert np.isfinite(single).all() and np.isfinite(slopes).all()
     with jax.enable_x64(True):
         double, slopes_in_double = score(jnp.asarray(corners))
@@ -293,25 +299,25 @@ def test_the_tempered_surfaces_say_so():
 
 
 @pytest.mark.parametrize(
-    "build",
+    ("build", "reason"),
     [
-        lambda: gaussian([0.0, 0.0]),
-        lambda: gaussian([0.0, 0.0], precision=np.eye(2), covariance=np.eye(2)),
-        lambda: gaussian([0.0, 0.0], precision=np.eye(3)),
-        lambda: gaussian([0.0, 0.0], covariance=np.diag([1.0, -1.0])),
-        lambda: gaussian([0.0, 0.0], covariance=[[1.0, 0.5], [0.0, 1.0]]),
-        lambda: funnel(1),
-        lambda: gaussian_mixture([0.0, 1.0]),
-        lambda: gaussian_mixture([[0.0], [1.0]], scales=[1.0, 0.0]),
-        lambda: gaussian_mixture([[0.0], [1.0]], weights=[1.0]),
-        lambda: student_mixture([[0.0]], df=0.0),
-        lambda: rings([1.0], 0.0),
-        lambda: quartic_wells([0.0], [-1.0], [0.0]),
-        lambda: many_well(3),
+        (lambda: gaussian([0.0, 0.0]), "not both"),
+        (lambda: gaussian([0.0, 0.0], precision=np.eye(2), covariance=np.eye(2)), "not both"),
+        (lambda: gaussian([0.0, 0.0], precision=np.eye(3)), "symmetric"),
+        (lambda: gaussian([0.0, 0.0], covariance=[[1.0, 0.5], [0.0, 1.0]]), "symmetric"),
+        (lambda: gaussian([0.0, 0.0], covariance=np.diag([1.0, -1.0])), "positive definite"),
+        (lambda: funnel(1), "dim >= 2"),
+        (lambda: gaussian_mixture([0.0, 1.0]), "means"),
+        (lambda: gaussian_mixture([[0.0], [1.0]], weights=[1.0]), "do not fit"),
+        (lambda: gaussian_mixture([[0.0], [1.0]], scales=[1.0, 0.0]), "positive"),
+        (lambda: student_mixture([[0.0]], df=0.0), "degrees of freedom"),
+        (lambda: rings([1.0], 0.0), "positive widths"),
+        (lambda: quartic_wells([0.0], [-1.0], [0.0]), "a > 0 where b < 0"),
+        (lambda: many_well(3), "even"),
     ],
 )
-def test_parameters_without_a_density_are_refused(build):
-    with pytest.raises(ValueError, match="^[^.]{20,}$"):
+def test_parameters_without_a_density_are_refused(build, reason):
+    with pytest.raises(ValueError, match=reason):
         build()
 
 

@@ -1,0 +1,87 @@
+"""Floor 6: saving and loading pytrees: one file, written whole or not at all, compared with what it is loaded into."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from energyflow.types import Tree
+
+FORMAT = 1
+
+
+def save(path: str | Path, tree: Tree) -> Path:
+    """Write every leaf of `tree` (arrays, typed keys, numbers) to one file.
+
+    The file appears under its name only when it is complete: a process killed while saving leaves the one before.
+    Structure is not stored, only the names, shapes and dtypes of the leaves; `load` needs a tree of the same structure.
+    """
+    path = Path(path)
+    leaves = _named(tree)
+    arrays = {f"leaf{i}": _to_numpy(leaf) for i, leaf in enumerate(leaves.values())}
+    manifest = {"format": FORMAT, "leaves": [[name, *_spec(leaf)] for name, leaf in leaves.items()]}
+    arrays["manifest"] = np.frombuffer(json.dumps(manifest).encode(), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    return path
+
+
+def load(path: str | Path, like: Tree) -> Tree:
+    """Read a file of `save` into the structure of `like` (its leaves may be arrays or `jax.ShapeDtypeStruct`s).
+
+    Bitwise what was saved; typed keys keep their implementation. Raises ValueError, naming the first leaf that differs,
+    for a file of another model: other names, shapes or dtypes.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        manifest = json.loads(file["manifest"].tobytes())
+        if manifest.get("format") != FORMAT:
+            raise ValueError(f"{path} has format {manifest.get('format')}; this version reads {FORMAT}")
+        stored = {name: (list(spec), file[f"leaf{i}"]) for i, (name, *spec) in enumerate(manifest["leaves"])}
+    wanted = _named(like)
+    for name in [*wanted, *stored]:
+        if name not in stored or name not in wanted:
+            where = "the file" if name not in stored else "the model"
+            raise ValueError(f"{path} is a checkpoint of another model: {name} is missing in {where}")
+        ours, theirs = list(_spec(wanted[name])), stored[name][0]
+        if ours[0] != theirs[0] or _canonical(ours[1]) != _canonical(theirs[1]):
+            raise ValueError(f"{path} is a checkpoint of another model: {name} is {theirs} there and {ours} here")
+    leaves = [_from_numpy(stored[name][1], leaf) for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _named(tree: Tree) -> dict[str, Any]:
+    named = {jax.tree_util.keystr(path) or "leaf": leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {name: leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for name, leaf in named.items()}
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _spec(leaf: Any) -> tuple[list[int], str]:
+    return list(leaf.shape), str(leaf.dtype)
+
+
+def _canonical(dtype: str) -> str:
+    """Return the dtype JAX would hold: float64 is float32 unless x64 is enabled."""
+    return dtype if dtype.startswith("key<") else str(jax.dtypes.canonicalize_dtype(dtype))
+
+
+def _to_numpy(leaf: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _from_numpy(array: np.ndarray, like: Any) -> Any:
+    if _is_key(like):
+        implementation = str(like.dtype).removeprefix("key<").removesuffix(">")
+        names = {"fry": "threefry2x32", "urbg": "unsafe_rbg"}
+        return jax.random.wrap_key_data(array, impl=names.get(implementation, implementation))
+    return jax.numpy.asarray(array)

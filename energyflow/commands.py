@@ -1,0 +1,91 @@
+"""What each command does; loaded only when one runs. Returns exit codes, documented in `energyflow.cli`."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from functools import singledispatch
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from energyflow import cli
+from energyflow.diagnostics import check, from_netcdf
+from energyflow.logz import bracket
+from energyflow.report import write_report
+from energyflow.runs import load_run, resume_run, start_run
+
+STOPPED = {"interrupted": 130, "terminated": 143}
+
+
+def run(chosen: Any, arguments: list[str]) -> int:
+    """Run one parsed command; `arguments` are recorded by `train` so that the report can say how to reproduce it."""
+    if isinstance(chosen, cli.Train):
+        return _train(chosen, "energyflow " + shlex.join(arguments))
+    return _run(chosen)
+
+
+@singledispatch
+def _run(chosen: Any) -> int:
+    raise TypeError(f"unknown command {chosen!r}")
+
+
+def _train(chosen: cli.Train, command: str) -> int:
+    folder = chosen.out or Path("runs") / Path(chosen.data).stem
+    return _with_report(folder, lambda: start_run(chosen.settings, folder, command=command, progress=not chosen.quiet))
+
+
+@_run.register
+def _(chosen: cli.Resume) -> int:
+    return _with_report(chosen.folder, lambda: resume_run(chosen.folder, progress=not chosen.quiet))
+
+
+def _with_report(folder: Path, train: Callable[[], str]) -> int:
+    ended = train()
+    if ended in STOPPED:
+        print(f"energyflow: {ended}; go on with: energyflow resume {shlex.quote(str(folder))}", file=sys.stderr)
+        return STOPPED[ended]
+    report = write_report(folder)
+    print(json.loads((folder / "summary.json").read_text())["headline"])
+    print(f"report: {report}")
+    return 3 if ended.startswith("diverged") else 0
+
+
+@_run.register
+def _(chosen: cli.Sample) -> int:
+    done = load_run(chosen.folder)
+    out = chosen.out or chosen.folder / "new_samples.npy"
+    np.save(out, done.sample(chosen.seed, chosen.num))
+    print(f"{chosen.num} draws in data units: {out}")
+    return 0
+
+
+@_run.register
+def _(chosen: cli.Logz) -> int:
+    done = load_run(chosen.folder)
+    result = bracket(
+        jax.random.key(chosen.seed), done.energy, num_temperatures=chosen.temperatures, num_chains=chosen.chains
+    )
+    print(result)
+    return 0 if result.verdict in ("bracketed", "approximate") else 4
+
+
+@_run.register
+def _(chosen: cli.Check) -> int:
+    path = chosen.path / "draws.nc" if chosen.path.is_dir() else chosen.path
+    if path.suffix == ".npy":
+        draws: Any = np.load(path, allow_pickle=False)
+    else:
+        posterior = from_netcdf(path)["posterior"]
+        draws = {str(name): posterior[name].values for name in posterior.data_vars}
+    verdict = check(draws)
+    print(verdict)
+    return 0 if verdict.verdict == "healthy" else 4
+
+
+@_run.register
+def _(chosen: cli.Report) -> int:
+    print(f"report: {write_report(chosen.folder)}")
+    return 0

@@ -1,0 +1,20 @@
+"""Floor 4: log Z by annealing in both directions, with a verdict, and the oracles it is checked against."""
+
+from energyflow.logz.bracket import ais, bracket, reverse_ais
+from energyflow.logz.likelihood import bits_per_dimension, log_likelihood
+from energyflow.logz.oracles import log_z_enumeration, log_z_quadrature
+from energyflow.logz.path import linear_schedule, sigmoid_schedule
+from energyflow.logz.result import LogZ
+
+__all__ = [
+    "LogZ",
+    "ais",
+    "bits_per_dimension",
+    "bracket",
+    "linear_schedule",
+    "log_likelihood",
+    "log_z_enumeration",
+    "log_z_quadrature",
+    "reverse_ais",
+    "sigmoid_schedule",
+]

@@ -1,0 +1,87 @@
+"""Floor 0: what a training run is, as plain data. Imports nothing heavy, so that `energyflow --help` is instant."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Sampler = Literal[
+    "mala",
+    "hmc",
+    "nuts",
+    "barker",
+    "ghmc",
+    "dynamic-hmc",
+    "adjusted-mclmc",
+    "rmh",
+    "elliptical-slice",
+    "slice",
+    "ula",
+    "sgld",
+    "mclmc",
+]
+Phase = Literal["pcd", "cd", "replay", "short-run"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Settings of a run; spec.json holds exactly these, and a resumed run uses them again."""
+
+    data: str = "digits"
+    """"digits", or a .npy/.npz file of rows."""
+    seed: int = 0
+    """Seeds the split, the weights, the batches and every chain."""
+    sampler: Sampler = "mala"
+    """Kernel of the negative phase."""
+    negatives: Phase = "pcd"
+    """Negative phase: persistent chains, chains from the data, replay buffer, or fresh noise."""
+    steps: int = 2000
+    """Optimiser steps at most."""
+    batch_size: int = 256
+    """Data rows a step."""
+    chains: int = 1024
+    """Negative chains (capacity of the buffer for replay)."""
+    moves: int = 0
+    """Transitions a step; 0 takes about ten gradients' worth for the sampler."""
+    step_size: float = 0.0
+    """First step size; 0 takes the sampler's default. Adjusted kernels tune it while they train."""
+    target_acceptance: float = 0.0
+    """Mean acceptance the step size is tuned to; 0 takes the sampler's default."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the tilt's hidden layers."""
+    activation: str = "silu"
+    """Activation of the tilt."""
+    learning_rate: float = 1e-3
+    """Adam's, decayed to 0 along a cosine."""
+    weight_decay: float = 0.1
+    """AdamW's decoupled weight decay."""
+    ema_decay: float = 0.999
+    """Of the averaged weights, which are the ones evaluated and kept."""
+    l2: float = 0.0
+    """Weight of the squared energies in the loss."""
+    whiten: Literal["auto", "full", "diagonal"] = "auto"
+    """How data are whitened: by a full covariance, by standard deviations, or full where the rows suffice."""
+    evaluate_every: int = 200
+    """Steps between estimates of the validation log-likelihood; the best averaged weights are kept."""
+    patience: int = 4
+    """Evaluations without a better one before training stops early; 0 never stops."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints: what kill -9 can lose."""
+    temperatures: int = 4000
+    """Annealing moves per direction of the final bracket."""
+    annealing_chains: int = 512
+    """Chains per direction of the final bracket."""
+    draws: int = 500
+    """Draws per chain kept from the final model, from 64 chains."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON-ready values."""
+        return dataclasses.asdict(self) | {"hidden": list(self.hidden)}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "Spec":
+        """Undo `to_dict`. Raises ValueError naming a setting this version does not know."""
+        known = {f.name for f in dataclasses.fields(Spec)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"the spec has settings this version does not know: {', '.join(unknown)}")
+        return Spec(**(values | {"hidden": tuple(values.get("hidden", Spec.hidden))}))
