@@ -20,6 +20,7 @@ from .chains import (
     sample as sample,
     sample_chains as sample_chains,
 )
+from .checkpoint import load as load, save as save
 from .diagnostics import check as check, summary as summary, to_arviz as to_arviz
 from .energies.modules import from_apply as from_apply, from_nnx as from_nnx, to_nnx as to_nnx
 from .energies.nets import (
@@ -59,15 +60,28 @@ from .kernels import (
 from .logz import (
     LogZ as LogZ,
     ais as ais,
+    bits_per_dimension as bits_per_dimension,
     bracket as bracket,
+    log_likelihood as log_likelihood,
     log_z_enumeration as log_z_enumeration,
     log_z_quadrature as log_z_quadrature,
     reverse_ais as reverse_ais,
 )
-from .negatives import cd as cd, pcd as pcd, replay as replay, short_run as short_run
+from .negatives import (
+    cd as cd,
+    from_base as from_base,
+    from_data as from_data,
+    from_normal as from_normal,
+    from_sampler as from_sampler,
+    from_uniform as from_uniform,
+    pcd as pcd,
+    replay as replay,
+    short_run as short_run,
+)
 from .objectives import contrastive as contrastive, stateless as stateless
-from .runs import load as load, load_run as load_run, save as save
-from .training import TrainState as TrainState, init as init, make_step as make_step, train as train
-from .tune import tune as tune
+from .runs import load_run as load_run
+from .stepsize import by_acceptance as by_acceptance, by_jump as by_jump
+from .training import TrainState as TrainState, guarded as guarded, init as init, make_step as make_step, train as train
+from .tuning import tune as tune
 
 __version__: str

@@ -25,7 +25,9 @@ from energyflow.spec import Spec
 DRAW_CHAINS = 64
 
 
-def certify(spec: Spec, data: Dataset, reached: Progress, ended: str, folder: Path, *, progress: bool) -> dict[str, Any]:
+def certify(
+    spec: Spec, data: Dataset, reached: Progress, ended: str, folder: Path, *, progress: bool
+) -> dict[str, Any]:
     """Evaluate the best averaged weights; writes samples.npz, draws.nc and logz.npz, returns the summary.
 
     The chains that judge the model are MALA chains from the end points of the annealing, whatever sampler trained it:
@@ -35,7 +37,13 @@ def certify(spec: Spec, data: Dataset, reached: Progress, ended: str, folder: Pa
     energy, keys = reached.best, jax.random.split(jax.random.fold_in(jax.random.key(spec.seed), 2**31 - 1), 3)
     with tqdm(total=4, disable=not progress, desc="certifying", unit="part") as bar:
         log_z = bracket(keys[0], energy, num_temperatures=spec.temperatures, num_chains=spec.annealing_chains)
-        np.savez(folder / "logz.npz", forward=log_z.forward, reverse=log_z.reverse, betas=log_z.betas, acceptance=log_z.acceptance)
+        np.savez(
+            folder / "logz.npz",
+            forward=log_z.forward,
+            reverse=log_z.reverse,
+            betas=log_z.betas,
+            acceptance=log_z.acceptance,
+        )
         bar.update(1)
         trace, step = _draw(keys[1], energy, log_z, spec)
         to_netcdf(trace, folder / "draws.nc", name="z")

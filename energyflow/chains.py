@@ -23,10 +23,10 @@ FIELDS = ("position", "logdensity", "acceptance_rate", "jump_distance", "is_dive
 class Stats(NamedTuple):
     """Per transition: acceptance rate (None for unadjusted kernels), distance moved, divergence, gradients spent."""
 
-    acceptance_rate: Array | None
-    jump_distance: Array | None
-    is_divergent: Array | None
-    num_gradients: Array | None
+    acceptance_rate: Any
+    jump_distance: Any
+    is_divergent: Any
+    num_gradients: Any
 
 
 class ChainState(NamedTuple):
@@ -45,13 +45,16 @@ class Trace(NamedTuple):
     position: Tree
     logdensity: Any
     stats: Stats
-    final: ChainState
+    final: Any
 
 
 class SamplingStopped(RuntimeError):
-    """Sampling ended early; `trace` holds every draw made before, and its `final` the last good state."""
+    """Sampling ended early; `trace` holds the draws of the chunks before, and its `final` the state after them.
 
-    def __init__(self, message: str, trace: Trace | None):
+    In the first chunk there is none yet: its arrays are None.
+    """
+
+    def __init__(self, message: str, trace: Trace):
         super().__init__(message)
         self.trace = trace
 
@@ -145,6 +148,7 @@ def summary_of(stats: Stats, start_gradients: int = 0) -> dict[str, Array]:
     return metrics
 
 
+@functools.partial(jax.jit, static_argnames="num_chains")
 def chain_keys(key: Key, num_chains: int) -> Key:
     """Return one key per chain, `fold_in(key, chain)`: independent of how chains are sharded."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_chains))
@@ -188,54 +192,57 @@ def sample_chains(
     warmup: int = 0,
     thin: int = 1,
     fields: Sequence[str] = FIELDS,
-    chunk_size: int = 250,
+    chunk_size: int = 500,
     progress: bool = False,
     resume: ChainState | None = None,
 ) -> Trace:
     """Draw `num_draws` from each chain, in jitted chunks that are brought to the host as they finish.
 
-    key: typed key or int seed. position: leaves lead with [chain]; ignored with `resume`. warmup: transitions
-    discarded first. thin: transitions per kept draw; stats then are the mean acceptance and distance, any divergence,
-    total gradients. fields: what to keep, a subset of `energyflow.chains.FIELDS`. resume: a trace's `final`, with the
-    same key, kernel and log density, continues that run exactly.
+    key: typed key or int seed. position: leaves lead with [chain]; ignored with `resume`. warmup: the first
+    transitions, discarded. thin: transitions per kept draw; stats then are the mean acceptance and distance, any
+    divergence, total gradients. fields: what to keep, a subset of `energyflow.chains.FIELDS`. resume: a trace's
+    `final`, with the same key, kernel and log density, continues that run exactly.
 
     Returns a Trace of NumPy arrays leading with [chain, draw]. Raises ValueError for a start that cannot be sampled
-    (which chain, why); SamplingStopped, holding the draws so far, when an unadjusted kernel leaves the finite numbers
-    or the run is interrupted.
+    (which chain, why); SamplingStopped, holding the draws of the chunks before, when an unadjusted kernel leaves the
+    finite numbers or the run is interrupted.
     """
     unknown = sorted(set(fields) - set(FIELDS))
     if unknown:
         raise ValueError(f"unknown fields {unknown}; choose from {FIELDS}")
-    key = jax.random.key(key) if isinstance(key, int) else key
+    key = jax.random.key(key) if isinstance(key, (int, np.integer)) else key
     kernel, logdensity = as_energy(kernel), as_energy(logdensity)
     now = resume if resume is not None else _start_chains(key, kernel, logdensity, position)
     keys = chain_keys(key, count_chains(now.state.position))
     kept: list[Trace] = []
-    plan = [(size, False) for size in _chunks(warmup, chunk_size * thin)] if resume is None else []
+    plan = [(size, False) for size in _chunks(max(warmup - now.step, 0), chunk_size * thin)]
     plan += [(size, True) for size in _chunks(num_draws, chunk_size)]
-    with tqdm(total=num_draws, disable=not progress, desc="sampling", unit="draw") as bar:
-        for size, keep in plan:
-            every = thin if keep else 1
-            names = tuple(sorted(fields)) if keep else ()
-            try:
-                state, out, blown = _chunk(keys, kernel, logdensity, now.state, now.step, size, every, names)
-                first_blown = np.asarray(blown)
-                out = jax.tree.map(np.asarray, out)
-            except KeyboardInterrupt:
-                raise SamplingStopped(f"interrupted after {now.step} transitions", _join(kept, now)) from None
-            if (first_blown >= 0).any():
-                chain = int(np.argmax(first_blown >= 0))
-                raise SamplingStopped(
-                    f"chain {chain} left the finite numbers at transition {now.step + int(first_blown[chain]) + 1}: the "
-                    "kernel has no accept step and its step size is too large for this energy; lower it or use an "
-                    "adjusted kernel",
-                    _join(kept, now),
-                )
-            now = ChainState(state, now.step + size * every)
-            if keep:
-                kept.append(Trace(*out, final=now))
-                bar.update(size)
+    try:
+        with tqdm(total=num_draws, disable=not progress, desc="sampling", unit="draw") as bar:
+            for size, keep in plan:
+                every = thin if keep else 1
+                names = tuple(sorted(fields)) if keep else ()
+                state, out, good = _chunk(keys, kernel, logdensity, now.state, now.step, size, every, names)
+                if good is not None:
+                    _stop_where_blown(np.asarray(good), size * every, kept, now)
+                made = [Trace(*jax.tree.map(np.asarray, out), final=None)] if keep else []
+                following = ChainState(state, now.step + size * every)
+                kept, now = kept + made, following  # together: an interrupt falls before or after both
+                bar.update(size * keep)
+    except KeyboardInterrupt:
+        raise SamplingStopped(f"interrupted after {now.step} transitions", _join(kept, now)) from None
     return _join(kept, now)
+
+
+def _stop_where_blown(good: np.ndarray, num_steps: int, kept: list[Trace], now: ChainState) -> None:
+    """Raise SamplingStopped where an unadjusted chain left the finite numbers; `good` as `_chunk` returns it."""
+    chain = int(np.argmin(good))
+    if good[chain] < num_steps:
+        raise SamplingStopped(
+            f"chain {chain} left the finite numbers at transition {now.step + int(good[chain]) + 1}: the kernel has no "
+            "accept step and its step size is too large for this energy; lower it or use an adjusted kernel",
+            _join(kept, now),
+        )
 
 
 def _start_chains(key: Key, kernel: Kernel, logdensity: LogDensity, position: Tree) -> ChainState:
@@ -270,24 +277,30 @@ def _values(logdensity: LogDensity, state: Any) -> Array:
 @functools.partial(jax.jit, static_argnames=("size", "thin", "fields"))
 def _chunk(
     keys: Key, kernel: Kernel, logdensity: LogDensity, state: Any, first: Array, size: int, thin: int, fields: Any
-) -> tuple[Any, Any, Array]:
-    """Run `size` draws of all chains; returns states, (position, logdensity, stats), first blown transition or -1."""
+) -> tuple[Any, Any, Array | None]:
+    """Run `size` draws of all chains.
+
+    Returns the states, (position, logdensity, stats) of the draws, and per chain the number of transitions made before
+    the first that left the finite numbers (`size * thin` if none did; None for adjusted kernels, which reject it).
+    """
     algorithm = bind(kernel, logdensity)
 
     def draw(key: Key, state: Any, i: Array) -> Any:
         state, stats = evolve(key, algorithm, state, thin, first=first + i * thin)
         value = state.logdensity if hasattr(state, "logdensity") else logdensity(state.position)
-        blown = jnp.any(stats.is_divergent) if stats.acceptance_rate is None else jnp.asarray(False)
+        good = None
+        if stats.acceptance_rate is None:
+            first_bad = i * thin + jnp.argmax(stats.is_divergent)
+            good = jnp.where(jnp.any(stats.is_divergent), first_bad, size * thin)
         everything = {"position": state.position, "logdensity": value, **_thinned(stats)._asdict()}
-        return state, ({name: everything[name] for name in fields}, blown)
+        return state, ({name: everything[name] for name in fields}, good)
 
     def chain(key: Key, state: Any) -> Any:
         return jax.lax.scan(functools.partial(draw, key), state, jnp.arange(size))
 
-    state, (out, blown) = jax.vmap(chain)(keys, state)
+    state, (out, good) = jax.vmap(chain)(keys, state)
     stats = Stats(*(out.get(name) for name in Stats._fields))
-    first_blown = jnp.where(jnp.any(blown, axis=1), jnp.argmax(blown, axis=1) * thin, -1)
-    return state, (out.get("position"), out.get("logdensity"), stats), first_blown
+    return state, (out.get("position"), out.get("logdensity"), stats), None if good is None else jnp.min(good, axis=1)
 
 
 def _thinned(stats: Stats) -> Stats:
@@ -309,5 +322,5 @@ def _chunks(total: int, size: int) -> list[int]:
 def _join(kept: list[Trace], now: ChainState) -> Trace:
     if not kept:
         return Trace(None, None, Stats(None, None, None, None), now)
-    parts = [trace._replace(final=None) for trace in kept]
-    return jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *parts)._replace(final=now)
+    joined = kept[0] if len(kept) == 1 else jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *kept)
+    return joined._replace(final=now)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from energyflow.types import Tree
@@ -21,7 +22,7 @@ def save(path: str | Path, tree: Tree) -> Path:
     """
     path = Path(path)
     leaves = _named(tree)
-    arrays = {f"leaf{i}": _to_numpy(leaf) for i, leaf in enumerate(leaves.values())}
+    arrays: dict[str, Any] = {f"leaf{i}": _to_numpy(leaf) for i, leaf in enumerate(leaves.values())}
     manifest = {"format": FORMAT, "leaves": [[name, *_spec(leaf)] for name, leaf in leaves.items()]}
     arrays["manifest"] = np.frombuffer(json.dumps(manifest).encode(), np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,15 +45,15 @@ def load(path: str | Path, like: Tree) -> Tree:
         manifest = json.loads(file["manifest"].tobytes())
         if manifest.get("format") != FORMAT:
             raise ValueError(f"{path} has format {manifest.get('format')}; this version reads {FORMAT}")
-        stored = {name: (list(spec), file[f"leaf{i}"]) for i, (name, *spec) in enumerate(manifest["leaves"])}
+        stored: dict[str, Any] = {name: (list(spec), file[f"leaf{i}"]) for i, (name, *spec) in enumerate(manifest["leaves"])}
     wanted = _named(like)
     for name in [*wanted, *stored]:
         if name not in stored or name not in wanted:
             where = "the file" if name not in stored else "the model"
             raise ValueError(f"{path} is a checkpoint of another model: {name} is missing in {where}")
-        ours, theirs = list(_spec(wanted[name])), stored[name][0]
+        ours, theirs = _spec(wanted[name]), stored[name][0]
         if ours[0] != theirs[0] or _canonical(ours[1]) != _canonical(theirs[1]):
-            raise ValueError(f"{path} is a checkpoint of another model: {name} is {theirs} there and {ours} here")
+            raise ValueError(f"{path} is a checkpoint of another model: {name} is {theirs} there and {list(ours)} here")
     leaves = [_from_numpy(stored[name][1], leaf) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -63,10 +64,10 @@ def _named(tree: Tree) -> dict[str, Any]:
 
 
 def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _spec(leaf: Any) -> tuple[list[int], str]:
+def _spec(leaf: Any) -> tuple[Any, str]:
     return list(leaf.shape), str(leaf.dtype)
 
 
@@ -83,5 +84,5 @@ def _from_numpy(array: np.ndarray, like: Any) -> Any:
     if _is_key(like):
         implementation = str(like.dtype).removeprefix("key<").removesuffix(">")
         names = {"fry": "threefry2x32", "urbg": "unsafe_rbg"}
-        return jax.random.wrap_key_data(array, impl=names.get(implementation, implementation))
-    return jax.numpy.asarray(array)
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=names.get(implementation, implementation))
+    return jnp.asarray(array)

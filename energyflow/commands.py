@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from energyflow import cli
+from energyflow import arguments as args
 from energyflow.diagnostics import check, from_netcdf
 from energyflow.logz import bracket
 from energyflow.report import write_report
@@ -20,10 +20,10 @@ from energyflow.runs import load_run, resume_run, start_run
 STOPPED = {"interrupted": 130, "terminated": 143}
 
 
-def run(chosen: Any, arguments: list[str]) -> int:
-    """Run one parsed command; `arguments` are recorded by `train` so that the report can say how to reproduce it."""
-    if isinstance(chosen, cli.Train):
-        return _train(chosen, "energyflow " + shlex.join(arguments))
+def run(chosen: Any, words: list[str]) -> int:
+    """Run one parsed command; `words` are recorded by `train` so that the report can say how to reproduce it."""
+    if isinstance(chosen, args.Train):
+        return _train(chosen, "energyflow " + shlex.join(words))
     return _run(chosen)
 
 
@@ -32,13 +32,13 @@ def _run(chosen: Any) -> int:
     raise TypeError(f"unknown command {chosen!r}")
 
 
-def _train(chosen: cli.Train, command: str) -> int:
+def _train(chosen: args.Train, command: str) -> int:
     folder = chosen.out or Path("runs") / Path(chosen.data).stem
     return _with_report(folder, lambda: start_run(chosen.settings, folder, command=command, progress=not chosen.quiet))
 
 
 @_run.register
-def _(chosen: cli.Resume) -> int:
+def _(chosen: args.Resume) -> int:
     return _with_report(chosen.folder, lambda: resume_run(chosen.folder, progress=not chosen.quiet))
 
 
@@ -54,7 +54,7 @@ def _with_report(folder: Path, train: Callable[[], str]) -> int:
 
 
 @_run.register
-def _(chosen: cli.Sample) -> int:
+def _(chosen: args.Sample) -> int:
     done = load_run(chosen.folder)
     out = chosen.out or chosen.folder / "new_samples.npy"
     np.save(out, done.sample(chosen.seed, chosen.num))
@@ -63,7 +63,7 @@ def _(chosen: cli.Sample) -> int:
 
 
 @_run.register
-def _(chosen: cli.Logz) -> int:
+def _(chosen: args.Logz) -> int:
     done = load_run(chosen.folder)
     result = bracket(
         jax.random.key(chosen.seed), done.energy, num_temperatures=chosen.temperatures, num_chains=chosen.chains
@@ -73,7 +73,7 @@ def _(chosen: cli.Logz) -> int:
 
 
 @_run.register
-def _(chosen: cli.Check) -> int:
+def _(chosen: args.Check) -> int:
     path = chosen.path / "draws.nc" if chosen.path.is_dir() else chosen.path
     if path.suffix == ".npy":
         draws: Any = np.load(path, allow_pickle=False)
@@ -86,6 +86,6 @@ def _(chosen: cli.Check) -> int:
 
 
 @_run.register
-def _(chosen: cli.Report) -> int:
+def _(chosen: args.Report) -> int:
     print(f"report: {write_report(chosen.folder)}")
     return 0

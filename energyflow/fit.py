@@ -49,7 +49,9 @@ def begin(spec: Spec, data: Dataset) -> Progress:
     return Progress(state, jax.tree.map(jnp.array, state.ema), jnp.float32(-jnp.inf), zero, zero, zero)
 
 
-def fit(spec: Spec, data: Dataset, folder: Path, *, resume: bool = False, progress: bool = True) -> tuple[Progress, str]:
+def fit(
+    spec: Spec, data: Dataset, folder: Path, *, resume: bool = False, progress: bool = True
+) -> tuple[Progress, str]:
     """Train until the steps are done, patience runs out, training diverges or someone asks to stop.
 
     Writes metrics.jsonl and checkpoint.npz in `folder`; `resume` goes on from the checkpoint there. Returns the

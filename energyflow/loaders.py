@@ -44,7 +44,7 @@ class Scaling(NamedTuple):
 
     @property
     def log_det(self) -> float:
-        """log |det dx/dz|: log p(x) = log p(z) - log_det."""
+        """The log of |det dx/dz|: log p(x) = log p(z) - log_det."""
         diagonal = self.factor if self.factor.ndim == 1 else np.diag(self.factor)
         return float(np.log(np.abs(diagonal)).sum())
 
@@ -115,7 +115,7 @@ def load_dataset(source: str, seed: int, *, whiten: str = "auto") -> Dataset:
     Raises ValueError, in one sentence, for a file that cannot be data.
     """
     if source == "digits":
-        raw, name, levels = load_digits().data.reshape(-1, 8, 8), "digits", 17
+        raw, name, levels = load_digits(return_X_y=True)[0].reshape(-1, 8, 8), "digits", 17
     else:
         raw, name = _read(Path(source)), Path(source).stem
         levels = int(raw.max()) + 1 if np.issubdtype(raw.dtype, np.integer) else 0
@@ -162,7 +162,7 @@ def _fit_scaling(train: np.ndarray, levels: int, seed: int, whiten: str) -> Scal
     raw_scaling = Scaling(levels, low, high, np.zeros(dim), np.ones(dim))
     x = 2 * (train - low + (0.5 if levels else 0.0)) / (high - low) - 1
     # Dequantisation adds the variance of U[0, 1) to every dimension; continuous data get a floor of 1e-6.
-    noise = raw_scaling.cell**2 / 12 if levels else 1e-6
+    noise = (2 / (high - low)) ** 2 / 12 if levels else 1e-6
     if whiten == "diagonal" or (whiten == "auto" and n < 5 * dim):
         return raw_scaling._replace(center=x.mean(0), factor=np.sqrt(x.var(0) + noise))
     covariance = np.atleast_2d(np.cov(x.T)) + noise * np.eye(dim)

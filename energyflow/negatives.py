@@ -66,9 +66,7 @@ def from_uniform(low: float = -1.0, high: float = 1.0) -> Start:
 def _from_uniform(low: Any, high: Any, key: Key, energy: Any, batch: Tree, num: int) -> Tree:
     leaves, treedef = jax.tree.flatten(batch)
     keys = jax.random.split(key, len(leaves))
-    draws = [
-        jax.random.uniform(k, (num, *x.shape[1:]), x.dtype, low, high) for k, x in zip(keys, leaves, strict=True)
-    ]
+    draws = [jax.random.uniform(k, (num, *x.shape[1:]), x.dtype, low, high) for k, x in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(treedef, draws)
 
 
@@ -162,7 +160,7 @@ class Persistent:
 
     moves: Moves
     start: Start
-    reinit: float
+    reinit: float | None
     capacity: int | None = field(metadata={"static": True})
     num_chains: int | None = field(metadata={"static": True})
     policy: str = field(metadata={"static": True})
@@ -222,7 +220,7 @@ def replay(
         raise ValueError(f'policy must be "in_place", "fifo" or "reservoir"; got {policy!r}')
     moves = Moves(as_energy(kernel), tuner, num_steps, unroll)
     start = from_normal() if start is None else start
-    settings = Persistent(moves, start, reinit, capacity, num_chains, policy)
+    settings = Persistent(moves, start, reinit or None, capacity, num_chains, policy)
     return Negatives(Partial(_buffer_init, settings), Partial(_buffer_draw, settings))
 
 
@@ -244,7 +242,7 @@ def _buffer_draw(settings: Persistent, key: Key, energy: Any, batch: Tree, state
     num = min(settings.num_chains or count_chains(batch), capacity)
     rows = jnp.arange(num) if num == capacity else jax.random.choice(row_key, capacity, (num,), replace=False)
     position, carry, lineage = jax.tree.map(lambda x: x[rows], (state.position, state.carry, state.lineage))
-    if not (isinstance(settings.reinit, float) and settings.reinit == 0.0):
+    if settings.reinit is not None:
         fresh = settings.start(fresh_key, energy, batch, num)
         again = jax.random.bernoulli(coin_key, settings.reinit, (num,))
         position = jax.tree.map(lambda f, p: _where(again, f, p), fresh, position)
@@ -252,10 +250,11 @@ def _buffer_draw(settings: Persistent, key: Key, energy: Any, batch: Tree, state
     position, carry, tuner, metrics = _move(settings.moves, move_key, energy, position, carry, state.tuner)
     slots = _slots(settings.policy, keep_key, state, rows)
     put = lambda store, new: store.at[slots].set(new, mode="drop")  # noqa: E731
-    kept = jax.tree.map(put, (state.position, state.carry, state.lineage), (position, carry, lineage))
-    metrics["lineages"] = 1 + jnp.sum(jnp.diff(jnp.sort(kept[2])) != 0)
-    state = Buffer(*kept, (state.pointer + num) % capacity, state.seen + num, tuner)
-    return position, None, state, metrics
+    stored = (state.position, state.carry, state.lineage)
+    kept, kept_carry, kept_lineage = jax.tree.map(put, stored, (position, carry, lineage))
+    metrics["lineages"] = 1 + jnp.sum(jnp.diff(jnp.sort(kept_lineage)) != 0)
+    pointer, seen = (state.pointer + num) % capacity, state.seen + num
+    return position, None, Buffer(kept, kept_carry, kept_lineage, pointer, seen, tuner), metrics
 
 
 def _slots(policy: str, key: Key, state: Buffer, rows: Array) -> Array:
@@ -265,7 +264,7 @@ def _slots(policy: str, key: Key, state: Buffer, rows: Array) -> Array:
         return rows
     if policy == "fifo":
         return (state.pointer + jnp.arange(num)) % capacity
-    # Reservoir sampling (Vitter 1985): the n-th sample ever made lands on a uniform slot of n, and is kept if < capacity.
+    # Vitter (1985): the n-th sample ever made lands on a uniform slot of n, and stays where that is a slot we have.
     seen = state.seen + jnp.arange(1, num + 1)
     slots = jnp.floor(jax.random.uniform(key, (num,)) * seen).astype(jnp.int32)
     later_wins = (slots[:, None] == slots[None, :]) & (jnp.arange(num)[:, None] < jnp.arange(num)[None, :])
@@ -280,20 +279,21 @@ def _move(moves: Moves, key: Key, energy: Any, position: Tree, carry: dict, tune
     """Move chains on the current energy; returns position, carry, tuner state and metrics."""
     energy = jax.lax.stop_gradient(energy)
     target, num = logdensity(energy), count_chains(position)
-    steps = None if tuner is None else moves.tuner.propose(tuner, num)
+    steps = None if moves.tuner is None else moves.tuner.propose(tuner, num)
 
     def one(key: Key, position: Tree, carry: dict, step: Any) -> Any:
         kernel = moves.kernel if step is None else with_step_size(moves.kernel, step)
-        state, stats = evolve_from(key, kernel, target, position, moves.num_steps, carry=carry, unroll=moves.unroll)
-        return state, stats
+        return evolve_from(key, kernel, target, position, moves.num_steps, carry=carry, unroll=moves.unroll)
 
     state, stats = jax.vmap(one)(chain_keys(key, num), position, carry, steps)
     metrics = summary_of(stats, start_cost(state) * num)
-    squares = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b), axis=tuple(range(1, a.ndim))), state.position, position)
+    squares = jax.tree.map(
+        lambda a, b: jnp.sum(jnp.square(a - b), axis=tuple(range(1, a.ndim))), state.position, position
+    )
     travelled = sum(jax.tree.leaves(squares))
     metrics["travel"] = jnp.sqrt(jnp.mean(travelled))
     metrics["sampler_temperature"] = jnp.asarray(bind(moves.kernel, target).temperature, dtype=float)
-    if tuner is not None:
+    if moves.tuner is not None:
         if stats.acceptance_rate is None:
             raise ValueError("a step tuner needs a kernel with an accept step; unadjusted kernels keep their step size")
         tuner = moves.tuner.update(tuner, steps, jnp.mean(stats.acceptance_rate, axis=1), travelled)

@@ -61,8 +61,9 @@ def build_negatives(spec: Spec) -> Negatives:
     """Return the negative phase, with a step tuner for kernels that have an accept step and a step size."""
     choice, kernel = SAMPLERS[spec.sampler], build_kernel(spec)
     moves = spec.moves or choice.moves
-    target = spec.target_acceptance or choice.acceptance
-    tuner = None if choice.acceptance is None else stepsize.by_acceptance(target)
+    tuner = None
+    if choice.acceptance is not None:
+        tuner = stepsize.by_acceptance(spec.target_acceptance or choice.acceptance)
     if spec.negatives == "cd":
         return negatives.cd(kernel, moves, tuner=tuner)
     if spec.negatives == "short-run":

@@ -64,7 +64,12 @@ def start_run(spec: Spec, folder: Path, *, command: str = "", progress: bool = T
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save(folder / "scaling.npz", data.scaling)
     record = {"settings": spec.to_dict(), "version": version("energyflow-jax"), "command": command}
-    record["data"] = {"name": data.name, "shape": list(data.shape), "rows": _rows(data), "scaling": data.scaling.describe()}
+    record["data"] = {
+        "name": data.name,
+        "shape": list(data.shape),
+        "rows": _rows(data),
+        "scaling": data.scaling.describe(),
+    }
     _write_json(folder / "spec.json", record)
     return _train_and_certify(spec, data, folder, resume=False, progress=progress)
 

@@ -84,4 +84,5 @@ class Spec:
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(f"the spec has settings this version does not know: {', '.join(unknown)}")
-        return Spec(**(values | {"hidden": tuple(values.get("hidden", Spec.hidden))}))
+        settings: dict[str, Any] = values | {"hidden": tuple(values.get("hidden", Spec.hidden))}
+        return Spec(**settings)

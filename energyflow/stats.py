@@ -1,10 +1,10 @@
-"""Floor 1: statistics of weights and draws, as pure functions of arrays; log weights are finished in float64 (NumPy)."""
+"""Floor 1: statistics of log weights, as pure functions of arrays, finished in float64 (NumPy)."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import expit, logsumexp
+from scipy.special import expit
 
 
 class Estimate(NamedTuple):
@@ -21,7 +21,7 @@ def log_mean_exp(log_weights: Any) -> Estimate:
     `effective_sample_size`.
     """
     w = np.asarray(log_weights, np.float64)
-    value = logsumexp(w) - np.log(w.size)
+    value = np.logaddexp.reduce(w) - np.log(w.size)
     relative = np.exp(w - value)
     stderr = relative.std(ddof=1) / np.sqrt(w.size) if w.size > 1 else np.inf
     return Estimate(float(value), float(stderr))
@@ -30,7 +30,7 @@ def log_mean_exp(log_weights: Any) -> Estimate:
 def effective_sample_size(log_weights: Any) -> float:
     """Return (sum w)^2 / sum w^2 of n log weights: a number of draws between 1 and n (Kong 1992)."""
     w = np.asarray(log_weights, np.float64)
-    return float(np.exp(2 * logsumexp(w) - logsumexp(2 * w)))
+    return float(np.exp(2 * np.logaddexp.reduce(w) - np.logaddexp.reduce(2 * w)))
 
 
 def bennett_acceptance_ratio(forward: Any, reverse: Any) -> Estimate:
@@ -48,7 +48,8 @@ def bennett_acceptance_ratio(forward: Any, reverse: Any) -> Estimate:
         return expit(f - c - shift).sum() - expit(c - r + shift).sum()
 
     low, high = min(f.min(), r.min()) - 50.0, max(f.max(), r.max()) + 50.0
-    c = float(brentq(balance, low, high, xtol=1e-10))
+    c = brentq(balance, low, high, xtol=1e-10)
+    assert isinstance(c, float)
     a, b = expit(f - c - shift), expit(c - r + shift)
     variance = (np.mean(a**2) / np.mean(a) ** 2 - 1) / f.size + (np.mean(b**2) / np.mean(b) ** 2 - 1) / r.size
     return Estimate(c, float(np.sqrt(max(variance, 0.0))))

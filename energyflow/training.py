@@ -51,7 +51,9 @@ def init(
     energy = jax.tree.map(jnp.array, as_energy(energy))
     trainable, _ = partition(energy)
     if not jax.tree.leaves(trainable):
-        raise ValueError("this energy has no trainable leaf: every floating-point array in it is frozen, or it has none")
+        raise ValueError(
+            "this energy has no trainable leaf: every floating-point array in it is frozen, or it has none"
+        )
     init_key, run_key = jax.random.split(key)
     objective_state = jax.tree.map(jnp.array, objective.init(init_key, energy, batch))
     ema = jax.tree.map(jnp.array, energy)
@@ -86,15 +88,15 @@ def _step(
     count = state.step + 1
     # A warm-up of the decay removes the weight of the random start: after n steps it is at most (n-1)/(n+9).
     decay = jnp.minimum(ema_decay, (count - 1) / (count + 9))
-    averaged = jax.tree.map(lambda a, w: decay.astype(a.dtype) * a + (1 - decay).astype(a.dtype) * w, partition(state.ema)[0], trainable)
+    averaged = jax.tree.map(
+        lambda a, w: decay.astype(a.dtype) * a + (1 - decay).astype(a.dtype) * w, partition(state.ema)[0], trainable
+    )
     metrics = metrics | {"loss": total, "gradient_norm": optax.tree.norm(gradient), "step": count}
     new = TrainState(combine(trainable, rest), combine(averaged, rest), opt_state, objective_state, key, count)
     return new, metrics
 
 
-def train(
-    state: TrainState, step: Callable, batches: Iterable[Tree]
-) -> Iterator[tuple[TrainState, dict[str, Array]]]:
+def train(state: TrainState, step: Callable, batches: Iterable[Tree]) -> Iterator[tuple[TrainState, dict[str, Array]]]:
     """Yield (state, metrics) after each batch: logging, plotting and saving are the body of the caller's for-loop."""
     for batch in batches:
         state, metrics = step(state, batch)

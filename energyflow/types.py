@@ -38,7 +38,7 @@ class Info(NamedTuple):
     num_gradients: energy gradients spent, int32 (0 for gradient-free kernels).
     """
 
-    acceptance_rate: Array | None
+    acceptance_rate: Any
     is_divergent: Array
     num_gradients: Array
 

@@ -148,7 +148,10 @@ def _sampler_problems(numbers: dict[str, float]) -> list[Problem]:
     if numbers.get("divergent", 0.0) > 0.001:
         share = numbers["divergent"]
         found.append(
-            ("divergences", f"{100 * share:.2g} % of transitions diverged or met a non-finite energy; lower the step size")
+            (
+                "divergences",
+                f"{100 * share:.2g} % of transitions diverged or met a non-finite energy; lower the step size",
+            )
         )
     rate = numbers.get("acceptance_rate")
     if rate is not None and rate < 0.05:

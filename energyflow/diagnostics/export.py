@@ -40,7 +40,8 @@ def to_arviz(trace: Trace | Any, name: str = "x") -> Any:
 
 
 def _from_groups(groups: dict[str, dict[str, np.ndarray]]) -> Any:
-    return arviz.from_dict(**groups) if LEGACY else arviz.from_dict(groups)
+    container: Any = arviz.from_dict
+    return container(**groups) if LEGACY else container(groups)
 
 
 def named_draws(position: Any, name: str = "x") -> dict[str, np.ndarray]:
@@ -56,7 +57,7 @@ def named_draws(position: Any, name: str = "x") -> dict[str, np.ndarray]:
 
 def summary(trace: Trace | Any, name: str = "x") -> pd.DataFrame:
     """Return mean, sd, their Monte Carlo error, bulk and tail ESS and R-hat per dimension (Vehtari et al. 2021)."""
-    table = arviz.summary(to_arviz(trace, name), round_to="none")
+    table: Any = arviz.summary(to_arviz(trace, name), round_to="none")
     return table[list(COLUMNS)].astype(float)
 
 

@@ -1,7 +1,7 @@
 """Floor 2: kernels turn a log density into moves; swapping one is one token."""
 
 from energyflow.kernels.algorithm import adapt, bind, is_adjusted, step_size, with_step_size
-from energyflow.kernels.barker import barker
+from energyflow.kernels.barker_walk import barker
 from energyflow.kernels.continuous import (
     adjusted_mclmc,
     dynamic_hmc,

@@ -3,13 +3,14 @@
 A kernel is a callable `logdensity -> algorithm`. Those of this package return an `Algorithm`; any BlackJAX algorithm
 bound by `jax.tree_util.Partial(blackjax.X, ...)` is adapted here, so that chains, negative phases and annealing see one
 interface. Raw BlackJAX 1.7 accepts states of energy -inf (a dense kinetic energy that overflows) and can report a NaN
-acceptance rate; here a transition into a non-finite state is undone, counted as a rejection and flagged divergent.
+acceptance rate; here a transition into such a state is undone, counted as a rejection and flagged divergent.
 """
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
+import blackjax
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
@@ -48,8 +49,12 @@ def _guarded_step(
     raw_step: Callable, gradients_per_step: int, adjusted: bool, key: Key, state: Any
 ) -> tuple[Any, Info]:
     new, raw = raw_step(key, state)
-    finite = all_finite((new.position, getattr(new, "logdensity", 0.0), getattr(raw, "energy", 0.0)))
-    kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
+    energy = getattr(raw, "energy", 0.0)
+    # An energy of +inf or NaN was rejected by BlackJAX; that rejection stands, because GHMC's turns the momentum around.
+    sound = all_finite((new.position, getattr(new, "logdensity", 0.0))) & (energy != -jnp.inf)
+    kept = jax.tree.map(lambda n, o: jnp.where(sound, n, o), new, state)
+    proposed = getattr(getattr(raw, "proposal", None), "logdensity", 0.0)
+    finite = sound & jnp.isfinite(energy) & jnp.isfinite(proposed)
     return kept, _info(raw, state, finite, gradients_per_step, adjusted)
 
 
@@ -62,9 +67,16 @@ def _info(raw: Any, state: Any, finite: Any, gradients_per_step: int, adjusted: 
     return Info(rate, divergent, jnp.asarray(steps * gradients_per_step, dtype=jnp.int32))
 
 
+def pair(init: Callable, step: Callable) -> Any:
+    """Return a BlackJAX `SamplingAlgorithm` of `init(position, key)` and `step(key, state)`."""
+    return blackjax.SamplingAlgorithm(init, step)
+
+
 def all_finite(tree: Tree) -> jax.Array:
     """Return whether every floating-point leaf of `tree` is finite, shape ()."""
-    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+    leaves = [
+        jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+    ]
     return functools.reduce(jnp.logical_and, leaves, jnp.asarray(True))
 
 

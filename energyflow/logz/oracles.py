@@ -6,7 +6,7 @@ are one weighted sum over a grid: quadrature nodes with their weights, or the va
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from energyflow.energy import as_energy, logdensity, require_density
 from energyflow.types import LogDensity, Scalar, Tree
 
-Bound = float | Sequence[float] | np.ndarray
+Bound: TypeAlias = float | Sequence[float] | np.ndarray
 
 _ORDER = 20
 _BLOCK = 2**14

@@ -54,7 +54,7 @@ def annealing_path(energy: Any, base: Any = None, order: float = 1.0) -> Path:
     require_density(energy, "log Z")
     if base is None and not isinstance(energy, Tilted):
         raise ValueError("annealing needs a base distribution to start from: pass one, or a tilted energy")
-    if getattr(base, "batch_shape", ()) != ():
+    if base is not None and getattr(base, "batch_shape", ()) != ():
         raise ValueError(f"the base must score one point; its batch shape is {base.batch_shape}: use .to_event(...)")
     if isinstance(energy, Tilted) and (base is None or base is energy.base):
         return Path(energy.base, Partial(_tilt, energy.energy), order)
@@ -151,7 +151,9 @@ def _pilot(
     def round_(density: LogDensity, carry: Any, key: Key) -> Any:
         position, tune = carry
         moved = with_step_size(kernel, tuner.value(tune)) if tunable else kernel
-        state, stats = jax.vmap(lambda k, x: evolve_from(k, moved, density, x, 4))(chain_keys(key, num_chains), position)
+        state, stats = jax.vmap(lambda k, x: evolve_from(k, moved, density, x, 4))(
+            chain_keys(key, num_chains), position
+        )
         rate = jnp.mean(stats.acceptance_rate)
         tune = tuner.update(tune, tune, rate, rate) if tunable else tune
         return (state.position, tune), (rate, jnp.sum(stats.num_gradients) + start_cost(state) * num_chains)

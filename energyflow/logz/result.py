@@ -31,16 +31,16 @@ class LogZ(NamedTuple):
     num_gradients: int
     verdict: str
     provenance: str
-    forward: np.ndarray | None
-    reverse: np.ndarray | None
+    forward: Any
+    reverse: Any
     position: Tree
     betas: np.ndarray
-    acceptance: np.ndarray | None
-    steps: np.ndarray | None
+    acceptance: Any
+    steps: Any
 
     @property
     def gap(self) -> float:
-        """upper - lower, in nats; infinite for one direction alone."""
+        """Return upper - lower in nats, infinite for one direction alone."""
         return self.upper - self.lower
 
     def __str__(self) -> str:
@@ -76,6 +76,7 @@ def combine(
     elif up is not None:
         log_z, stderr = up
     else:
+        assert down is not None, "at least one direction"
         log_z, stderr = -down.value, down.stderr
     verdict = judge(forward, reverse, provenance, lower, upper, ess)
     values = (num_gradients, verdict, provenance, forward, reverse, position, betas, acceptance, steps)

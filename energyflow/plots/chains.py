@@ -22,6 +22,7 @@ from energyflow.plots.style import (
     MANY,
     PALE,
     VERMILLION,
+    YELLOW,
     label,
     legend,
     lines_by_colour,
@@ -62,7 +63,8 @@ def landscape(
     bar.set_label("energy above its minimum (nats)", fontsize=9.5, color=INK)
     bar.ax.tick_params(labelsize=9)
     if points is not None:
-        ax.plot(*_planar(points).reshape(-1, 2).T, ".", color=BLUE, markersize=3, alpha=0.6, label="data")
+        edge = {"markeredgecolor": INK, "markeredgewidth": 0.3}
+        ax.plot(*_planar(points).reshape(-1, 2).T, "o", color=YELLOW, markersize=3, label="data", **edge)
         legend(ax, loc="upper right", markerscale=2, frameon=True, edgecolor="none")
     if paths is not None:
         _draw_paths(ax, _planar(paths.position if isinstance(paths, Trace) else paths))
@@ -85,9 +87,9 @@ def _planar(points: Any) -> np.ndarray:
 
 def _draw_paths(ax: Any, paths: np.ndarray) -> None:
     paths = paths.reshape(-1, *paths.shape[-2:])
-    outline = [Stroke(linewidth=2.6, foreground="white"), Normal()]
+    outline = [Stroke(linewidth=1.8, foreground="white"), Normal()]
     for path, colour in zip(paths, lines_by_colour(len(paths)), strict=True):
-        ax.plot(*path.T, color=colour, linewidth=1.1, path_effects=outline)
+        ax.plot(*path.T, color=colour, linewidth=0.9, path_effects=outline)
         ax.plot(*path[0], "o", color="white", markeredgecolor=colour, markeredgewidth=1.8, markersize=7, zorder=3)
         ax.plot(*path[-1], "o", color=colour, markeredgecolor="white", markersize=7, zorder=3)
 
@@ -136,7 +138,9 @@ def rank_plot(draws: Trace | Any, dims: Sequence[int] | None = None, *, probabil
                 ax.plot(grid, share, color=VERMILLION if out else GREY, linewidth=1.0 if out else 0.5, zorder=2 + out)
             else:
                 ax.plot(grid, share, color=colour, linewidth=1.3)
-        left = f"{sum(outside)} of {chains} chains leave the band" if any(outside) else f"all {chains} chains in the band"
+        left = (
+            f"{sum(outside)} of {chains} chains leave the band" if any(outside) else f"all {chains} chains in the band"
+        )
         ax.set_xlim(0, 1)
         label(ax, "", "share below rank,\nless expected" if ax in axes[::2] else "", f"{names[dim]}: {left}")
     for ax in axes[-2:]:
@@ -165,7 +169,7 @@ def trace_plot(draws: Trace | Any, dims: Sequence[int] | None = None, *, num_cha
     x, names = flat_draws(draws)
     shown = x[:num_chains]
     dims = range(min(3, len(names))) if dims is None else dims
-    figure, axes = new_axes(len(dims), 2, 1.7 * len(dims) + 0.5, sharex="col", sharey="row", width_ratios=[5, 1])
+    figure, axes = new_axes(len(dims), 2, 1.7 * len(dims) + 0.5, sharey="row", width_ratios=[5, 1])
     for (left, right), dim in zip(axes, dims, strict=True):
         edges = shared_bins([chain for chain in shown[:, :, dim]])
         for chain, colour in zip(shown[:, :, dim], lines_by_colour(len(shown)), strict=True):
@@ -173,6 +177,7 @@ def trace_plot(draws: Trace | Any, dims: Sequence[int] | None = None, *, num_cha
             density = np.histogram(chain[np.isfinite(chain)], edges, density=True)[0]
             right.stairs(density, edges, orientation="horizontal", color=colour, linewidth=1.3)
         left.set_xlim(0, max(x.shape[1] - 1, 1))
+        left.tick_params(labelbottom=dim == dims[-1])
         right.set(xlim=(0, None), xticks=[])
         right.spines["bottom"].set_visible(False)
         label(left, "draw" if dim == dims[-1] else "", names[dim])

@@ -1,6 +1,7 @@
 """Floor 7: pictures of a model: how it was trained, what it draws, and what its log Z rests on."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy.ndimage import median_filter
 from energyflow.logz.result import LogZ
 from energyflow.plots.style import (
     BLUE,
+    COLOURS,
     GREEN,
     GREY,
     INK,
@@ -67,6 +69,7 @@ def annealing_plot(logz: LogZ) -> Figure:
     bottom = figure.add_subplot(grid[1, 0], sharex=top)
     for ax in (top, bottom, right):
         tidy(ax)
+    top.tick_params(labelbottom=False)
     betas = np.asarray(logz.betas)
     top.plot(np.arange(len(betas)), betas, color=INK, linewidth=1.6)
     label(top, "", "inverse\ntemperature", "annealing path: base at 0, model at 1")
@@ -85,7 +88,7 @@ def _draw_bracket(ax: Any, logz: LogZ, sides: list[tuple[str, np.ndarray, str]])
     if np.isfinite(logz.lower) and np.isfinite(logz.upper):
         ax.axvspan(*sorted((logz.lower, logz.upper)), color=PALE, linewidth=0)
     for name, values, colour in sides:
-        histogram(ax, values, edges, colour, f"{name}, {values.size} chains{hidden_note(values, *edges[[0, -1]])}")
+        histogram(ax, values, edges, colour, f"{name}, {values.size} chains{hidden_note(values, edges)}")
     for name, value, colour, style in marks:
         ax.axvline(value, color=colour, linestyle=style, linewidth=1.6, label=f"{name} {value:.2f}")
     ax.set(xlim=(edges[0], edges[-1]), yticks=[])
@@ -111,7 +114,7 @@ def training_curves(
     figure, axes = panels(len(groups), 3, 2.3)
     for ax, group in zip(axes, groups, strict=True):
         for name, colour in zip(group, lines_by_colour(len(group)), strict=True):
-            _draw_curve(ax, *series[name], colour, name)
+            _draw_curve(ax, series[name], colour, name)
         if LOGARITHMIC.issuperset(group) and all((series[name][1] > 0).all() for name in group):
             ax.set_yscale("log")
             ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -134,8 +137,8 @@ def _series(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     return np.asarray(pairs, np.float64).reshape(-1, 2).T
 
 
-def _draw_curve(ax: Any, steps: np.ndarray, values: np.ndarray, colour: str, name: str) -> None:
-    name = name.removeprefix("energy_")
+def _draw_curve(ax: Any, series: np.ndarray, colour: str, name: str) -> None:
+    (steps, values), name = series, name.removeprefix("energy_")
     if len(steps) <= 200:
         ax.plot(steps, values, ".-" if len(steps) < 15 else "-", color=colour, linewidth=1.3, label=name)
         return
@@ -164,7 +167,7 @@ def sample_grid(
     finite = np.concatenate([block[np.isfinite(block)] for block in blocks])
     low, high = (finite.min(), finite.max()) if limits is None else limits
     figure, axes = new_axes(1, len(blocks), 9.0 / len(blocks) + 0.3)
-    figure.get_layout_engine().set(wspace=0.06)
+    figure.set_layout_engine("constrained", wspace=0.06)
     for ax, block, title in zip(axes[0], blocks, titles, strict=True):
         scaled = np.clip((block[: rows * columns] - low) / ((high - low) or 1.0), 0, 1)
         ax.imshow(_mosaic(scaled, columns), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -204,10 +207,11 @@ def energy_histogram(groups: Mapping[str, Any]) -> Figure:
     values = {name: np.asarray(group, np.float64).ravel() for name, group in groups.items()}
     edges = shared_bins(list(values.values()))
     figure, ((ax,),) = new_axes(1, 1, 3.2)
-    for (name, group), colour in zip(values.items(), (VERMILLION, GREEN, BLUE, *lines_by_colour(len(values)))):  # noqa: B905
+    colours = cycle((VERMILLION, GREEN, BLUE, *COLOURS[3:]))
+    for (name, group), colour in zip(values.items(), colours, strict=False):
         finite = group[np.isfinite(group)]
         mean = f", mean {finite.mean():.2f}" if finite.size else ""
-        histogram(ax, group, edges, colour, f"{name}{mean}\n(n = {group.size}{hidden_note(group, *edges[[0, -1]])})")
+        histogram(ax, group, edges, colour, f"{name}{mean}\n(n = {group.size}{hidden_note(group, edges)})")
         if finite.size:
             ax.axvline(finite.mean(), color=colour, linewidth=1.4, linestyle="--")
     ax.set(xlim=(edges[0], edges[-1]), yticks=[])

@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-ORANGE, SKY, INK, GREY, PALE = "#E69F00", "#56B4E9", "#222222", "#8C8C8C", "#E3E3E3"
+ORANGE, SKY, YELLOW = "#E69F00", "#56B4E9", "#F0E442"
+INK, GREY, PALE = "#222222", "#8C8C8C", "#E3E3E3"
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK, GREY)
 WIDTH = 9.0
 """Inches: a figure this wide fills a report's column at its natural text size."""
@@ -61,7 +62,7 @@ def panels(num: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def shared_bins(values: Sequence[np.ndarray], include: Sequence[float] = ()) -> np.ndarray:
-    """Return bin edges over the finite values and over `include`; by Rice's rule for the smallest group, 10 to 40 bins.
+    """Return bin edges over the finite values and over `include`; 3 n^(1/3) bins for the smallest group of n, 10 to 40.
 
     Where a few values lie so far out that they would squeeze the rest into half the picture, the edges cover the middle
     99 % of the pooled values. Raises ValueError where none is finite.
@@ -77,12 +78,12 @@ def shared_bins(values: Sequence[np.ndarray], include: Sequence[float] = ()) -> 
     low, high = min([low, *include]), max([high, *include])
     margin = 0.03 * (high - low) or 0.5
     smallest = min(len(v) for v in finite if len(v))
-    return np.linspace(low - margin, high + margin, int(np.clip(2 * smallest ** (1 / 3), 10, 40)) + 1)
+    return np.linspace(low - margin, high + margin, int(np.clip(3 * smallest ** (1 / 3), 10, 40)) + 1)
 
 
-def hidden_note(values: np.ndarray, low: float, high: float) -> str:
-    """Return ", k outside" for the values that are not finite or not in [low, high]; "" where there are none."""
-    hidden = int(values.size - np.sum((values >= low) & (values <= high)))
+def hidden_note(values: np.ndarray, edges: np.ndarray) -> str:
+    """Return ", k outside" for the values that are not finite or beyond the edges; "" where there are none."""
+    hidden = int(values.size - np.sum((values >= edges[0]) & (values <= edges[-1])))
     return f", {hidden} outside" if hidden else ""
 
 
@@ -92,7 +93,6 @@ def histogram(ax: Axes, values: np.ndarray, edges: np.ndarray, colour: str, name
     density = np.histogram(values, edges)[0] / (max(values.size, 1) * np.diff(edges))
     ax.stairs(density, edges, fill=True, color=colour, alpha=0.18)
     ax.stairs(density, edges, color=colour, linewidth=1.6, label=name)
-    ax.set_ylim(bottom=0)
 
 
 def lines_by_colour(num: int) -> Iterator[str]:

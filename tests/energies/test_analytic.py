@@ -27,7 +27,7 @@ from laws import assert_mean, assert_not_mean
 ZOO = zoo()
 REFERENCES = Path(__file__).parents[3] / "shared" / "truth" / "logz"
 NUM = 20_000
-NUM_BY_NAME = {"many_well_32": 4_000}
+NUM_BY_NAME = {"many_well_32": 2_000}
 CORE = {"four_wells", "himmelblau_beta0.05", "two_moons_rezende_U1", "gauss_d10_kappa10000", "gmm40_fab_d2"}
 
 LOG_Z = {

@@ -75,10 +75,10 @@ def test_the_error_estimate_covers_the_error_and_flags_a_coarse_grid():
     log_z, error = log_z_quadrature(spike, [-10, -10], [11, 11], 100, return_error=True)
     assert error > 0.1 and abs(log_z - truth) > 0.1
     errors = []
-    for num in (400, 800, 1600):
-        log_z, error = log_z_quadrature(lambda x: square(x / 0.05), [-10, -10], [11, 11], num, return_error=True)
+    for num in (200, 400, 800):
+        log_z, error = log_z_quadrature(lambda x: square(x / 0.1), [-10, -10], [11, 11], num, return_error=True)
         errors.append(error)
-        assert abs(log_z - LOG_2PI - 2 * math.log(0.05)) <= error + 1e-12
+        assert abs(log_z - LOG_2PI - 2 * math.log(0.1)) <= error + 1e-12
     assert errors[0] > errors[1] > errors[2]
 
 
@@ -90,8 +90,8 @@ def test_a_box_that_cuts_the_mass_is_flagged():
 
 
 def test_a_network_in_single_precision_is_integrated_in_double():
-    from_single = mlp(3, 2, (8,), confinement=0.5)
-    assert all(error < 1e-10 for _, error in [log_z_quadrature(from_single, [-9, -9], [9, 9], 400, return_error=True)])
+    _, error = log_z_quadrature(mlp(3, 2, (8,), confinement=0.5), [-9, -9], [9, 9], 200, return_error=True)
+    assert error < 1e-10
 
 
 @pytest.mark.core

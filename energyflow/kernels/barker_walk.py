@@ -6,13 +6,12 @@ rejected. The move is short enough to own.
 
 from typing import NamedTuple
 
-import blackjax
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
-from energyflow.kernels.algorithm import adapt
+from energyflow.kernels.algorithm import adapt, pair
 from energyflow.types import Algorithm, Array, Kernel, Key, LogDensity, Scalar, Tree
 
 
@@ -26,6 +25,7 @@ class BarkerState(NamedTuple):
 
 class _BarkerInfo(NamedTuple):
     acceptance_rate: Array
+    proposal: BarkerState
 
 
 def barker(step_size: float, scale: float | Array = 1.0) -> Kernel:
@@ -57,6 +57,6 @@ def _barker(logdensity: LogDensity, step_size: Scalar, scale: Scalar | Array) ->
         rate = jnp.nan_to_num(jnp.exp(jnp.minimum(log_ratio, 0.0)), nan=0.0)
         accept = jax.random.uniform(accept_key, (), x.dtype) < rate
         new = jax.tree.map(lambda p, s: jnp.where(accept, p, s), proposal, state)
-        return new, _BarkerInfo(rate)
+        return new, _BarkerInfo(rate, proposal)
 
-    return adapt(blackjax.SamplingAlgorithm(init, step))
+    return adapt(pair(init, step))

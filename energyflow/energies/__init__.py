@@ -1,0 +1,34 @@
+"""Floor 2: energies to use and to test with: analytic ones with exact log Z and draws, networks, transforms."""
+
+from energyflow.energies.analytic import funnel, gaussian
+from energyflow.energies.mixtures import eight_gaussians, gaussian_mixture, gmm40, student_mixture
+from energyflow.energies.modules import from_apply, from_nnx, to_nnx
+from energyflow.energies.nets import classifier_energy, cnn, mlp, residual_cnn
+from energyflow.energies.rings import rings
+from energyflow.energies.transforms import bounded, transformed
+from energyflow.energies.wells import double_well, four_wells, many_well
+from energyflow.energies.zoo import stiff_gaussian, zoo
+
+__all__ = [
+    "bounded",
+    "classifier_energy",
+    "cnn",
+    "double_well",
+    "eight_gaussians",
+    "four_wells",
+    "from_apply",
+    "from_nnx",
+    "funnel",
+    "gaussian",
+    "gaussian_mixture",
+    "gmm40",
+    "many_well",
+    "mlp",
+    "residual_cnn",
+    "rings",
+    "stiff_gaussian",
+    "student_mixture",
+    "to_nnx",
+    "transformed",
+    "zoo",
+]
