@@ -55,7 +55,7 @@ def _same(state: StepState, num_chains: int) -> Array:
 
 
 def _gain(gain: Any, count: Array) -> Array:
-    return gain * jnp.maximum((count + 1.0) ** -0.5, 0.05)
+    return gain * jnp.maximum((count.astype(float) + 1.0) ** -0.5, 0.05)
 
 
 def _to_acceptance(

@@ -23,9 +23,17 @@ survives a change of the energy."""
 
 
 def bind(kernel: Kernel, logdensity: LogDensity) -> Algorithm:
-    """Return the kernel's moves on `logdensity`; raw BlackJAX algorithms are adapted."""
-    algorithm = kernel(logdensity)
+    """Return the kernel's moves on `logdensity`; raw BlackJAX algorithms are adapted.
+
+    The kernel sees a log density of +inf (an energy of -inf, which is no density) as NaN: BlackJAX rejects that.
+    """
+    algorithm = kernel(functools.partial(_below_infinity, logdensity))
     return algorithm if isinstance(algorithm, Algorithm) else adapt(algorithm)
+
+
+def _below_infinity(logdensity: LogDensity, position: Tree) -> jax.Array:
+    value = logdensity(position)
+    return jnp.where(value < jnp.inf, value, jnp.nan)
 
 
 def adapt(
@@ -61,7 +69,9 @@ def _guarded_step(
 def _info(raw: Any, state: Any, finite: Any, gradients_per_step: int, adjusted: bool) -> Info:
     rate = getattr(raw, "acceptance_rate", getattr(raw, "is_accepted", None)) if adjusted else None
     if rate is not None:
-        rate = jnp.where(finite, jnp.nan_to_num(jnp.asarray(rate, dtype=float)), 0.0)
+        rate = jnp.asarray(rate, dtype=float)
+        finite = finite & jnp.isfinite(rate)
+        rate = jnp.where(finite, rate, 0.0)
     divergent = ~finite | getattr(raw, "is_divergent", False) | ~jnp.asarray(getattr(raw, "nonans", True))
     steps = getattr(raw, "num_integration_steps", 1 if hasattr(state, "logdensity_grad") else 0)
     return Info(rate, divergent, jnp.asarray(steps * gradients_per_step, dtype=jnp.int32))

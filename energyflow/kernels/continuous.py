@@ -232,7 +232,8 @@ def _metric(inverse_mass_matrix: Any, position: Tree) -> metrics.Metric:
 
 def _euclidean(make: Callable[[metrics.Metric], Any], inverse_mass_matrix: Any) -> Any:
     """Bind the metric late (its size comes with the position); factorise a dense one once, outside the chain's loop."""
-    ready = None if inverse_mass_matrix is None else metrics.default_metric(jnp.asarray(inverse_mass_matrix))
+    fits = inverse_mass_matrix is not None and len(set(jnp.shape(inverse_mass_matrix))) == 1  # else _metric refuses it
+    ready = metrics.default_metric(jnp.asarray(inverse_mass_matrix)) if fits else None
 
     def of(position: Tree) -> Any:
         checked = _metric(inverse_mass_matrix, position)

@@ -35,7 +35,7 @@ def ais(
     kernel's own by default. Raises ValueError for an unadjusted kernel, a landscape, or a schedule that is not one.
     """
     key = _key(key)
-    path, betas = annealing_path(target, base, order), _schedule(betas)
+    path, betas, kernel = annealing_path(target, base, order), _schedule(betas), as_energy(kernel)
     base_key, run_key = jax.random.split(key)
     position = path.base.sample(base_key, (num_chains,))
     _require_invariant(kernel, path, position)
@@ -61,7 +61,7 @@ def reverse_ais(
     arguments are those of `ais`. Raises ValueError for kernels that are not reversible or not adjusted.
     """
     key = _key(key)
-    path, betas = annealing_path(target, base, order), _schedule(betas)
+    path, betas, kernel = annealing_path(target, base, order), _schedule(betas), as_energy(kernel)
     _require_invariant(kernel, path, exact, reverse=True)
     run = anneal_reverse(key, path, kernel, betas, steps, exact, unroll=unroll)
     return _result(None, run, "exact", run.num_gradients, betas, steps)

@@ -79,7 +79,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as archive:
+    with path.open("rb") as file, np.load(file) as archive:
         return {name: archive[name] for name in archive.files}
 
 

@@ -196,7 +196,10 @@ def sampler(run: Run) -> str:
     if rows:
         parts.append(table((), rows))
     if settings and settings.get("adjusted") is False:
-        text = "This kernel has no accept step: it samples a distribution near the model's, not the model's."
+        text = (
+            "The kernel of training has no accept step: it samples a distribution near the model's. The model is "
+            "judged as the density it is, by chains with an accept step."
+        )
         parts.append(paragraph(text, "warning"))
     if run.draws is None:
         return "".join(parts) + absence(run, "draws.nc", "the chains cannot be shown")
@@ -267,14 +270,14 @@ def _difference(groups: dict[str, np.ndarray], one: str, other: str, meaning: st
     a, b = groups[one], groups[other]
     value, stderr = float(a.mean() - b.mean()), float(np.sqrt(a.var() / a.size + b.var() / b.size))
     words = compared(value, stderr, "higher", "lower")
-    return f"Mean energy of {one} less that of {other}: {_plus_minus(value, stderr)} nats, {words}; {meaning}."
+    return f"Mean energy of {one} less that of {other}: {_plus_minus(value, stderr)} nats, {words} ({meaning})."
 
 
 def settings(run: Run) -> str:
     """Every setting of the run."""
     if not run.spec:
         return absence(run, "spec.json", "the settings are not known")
-    rows = [(name, _setting(value)) for name, value in flatten(run.spec)]
+    rows = [(name.removeprefix("settings."), _setting(value)) for name, value in flatten(run.spec)]
     return f"<details open><summary>{len(rows)} settings</summary>{table((), rows)}</details>"
 
 
@@ -292,7 +295,9 @@ def _setting(value: Any) -> str:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, list | tuple):
         return ", ".join(_setting(item) for item in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return number(value, 0) if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)
 
 
 def reproduction(run: Run) -> str:

@@ -49,13 +49,16 @@ STOPPED = {
 
 
 NUMBERS = {
-    "acceptance_rate": "acceptance rate",
-    "adjusted": "accept step",
-    "divergent": "share of divergent transitions",
-    "ess": "smallest bulk ESS",
-    "ess_per_gradient": "ESS per energy gradient",
+    "kernel": "kernel of training",
+    "negatives": "negatives of training",
+    "temperature": "temperature of training",
+    "adjusted": "accept step in training",
+    "acceptance_rate": "acceptance rate of the chains below",
+    "step_size": "step size of the chains below",
     "r_hat": "largest R-hat",
-    "step_size": "step size",
+    "ess": "smallest bulk ESS",
+    "divergent": "share of divergent transitions",
+    "ess_per_gradient": "ESS per energy gradient",
 }
 """How a report calls the numbers of a sampler and of its check; others keep their names."""
 
