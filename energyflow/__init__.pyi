@@ -9,6 +9,7 @@ from . import (
     logz as logz,
     negatives as negatives,
     objectives as objectives,
+    plots as plots,
     runs as runs,
     stats as stats,
     types as types,

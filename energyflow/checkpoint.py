@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ def load(path: str | Path, like: Tree) -> Tree:
         manifest = json.loads(file["manifest"].tobytes())
         if manifest.get("format") != FORMAT:
             raise ValueError(f"{path} has format {manifest.get('format')}; this version reads {FORMAT}")
-        stored: dict[str, Any] = {name: (list(spec), file[f"leaf{i}"]) for i, (name, *spec) in enumerate(manifest["leaves"])}
+        stored: dict[str, Any] = {
+            name: (list(spec), file[f"leaf{i}"]) for i, (name, *spec) in enumerate(manifest["leaves"])
+        }
     wanted = _named(like)
     for name in [*wanted, *stored]:
         if name not in stored or name not in wanted:
@@ -59,8 +62,27 @@ def load(path: str | Path, like: Tree) -> Tree:
 
 
 def _named(tree: Tree) -> dict[str, Any]:
-    named = {jax.tree_util.keystr(path) or "leaf": leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    return {name: leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for name, leaf in named.items()}
+    return {name or "leaf": leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for name, leaf in _paths(tree)}
+
+
+def _paths(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (name, leaf) in the order of `jax.tree.leaves`.
+
+    NumPyro flattens a distribution in the order of a set of strings, which differs from process to process: two arrays
+    of one shape would trade places. Its leaves go by their field's name instead of their place.
+    """
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_distribution):
+        name = prefix + jax.tree_util.keystr(path)
+        if not _is_distribution(node):
+            yield name, node
+            continue
+        children, _ = node.tree_flatten()
+        for field, child in zip(type(node).gather_pytree_data_fields(), children, strict=True):
+            yield from _paths(child, f"{name}.{field}")
+
+
+def _is_distribution(node: Any) -> bool:
+    return hasattr(type(node), "gather_pytree_data_fields")
 
 
 def _is_key(leaf: Any) -> bool:

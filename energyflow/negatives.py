@@ -36,7 +36,7 @@ class Moves:
 
 
 def from_data(noise: float = 0.0) -> Start:
-    """Start at rows of the batch, drawn with replacement where more are asked for, plus Gaussian noise of that sd."""
+    """Start at the rows of the batch (drawn with replacement for any other number), plus Gaussian noise of that sd."""
     return Partial(_from_data, noise)
 
 
@@ -266,7 +266,7 @@ def _slots(policy: str, key: Key, state: Buffer, rows: Array) -> Array:
         return (state.pointer + jnp.arange(num)) % capacity
     # Vitter (1985): the n-th sample ever made lands on a uniform slot of n, and stays where that is a slot we have.
     seen = state.seen + jnp.arange(1, num + 1)
-    slots = jnp.floor(jax.random.uniform(key, (num,)) * seen).astype(jnp.int32)
+    slots = jnp.floor(jax.random.uniform(key, (num,)) * seen.astype(float)).astype(jnp.int32)
     later_wins = (slots[:, None] == slots[None, :]) & (jnp.arange(num)[:, None] < jnp.arange(num)[None, :])
     return jnp.where((slots < capacity) & ~later_wins.any(axis=1), slots, capacity)
 
@@ -277,7 +277,7 @@ def _init_tuner(moves: Moves) -> Any:
 
 def _move(moves: Moves, key: Key, energy: Any, position: Tree, carry: dict, tuner: Any) -> Any:
     """Move chains on the current energy; returns position, carry, tuner state and metrics."""
-    energy = jax.lax.stop_gradient(energy)
+    energy = jax.lax.stop_gradient(as_energy(energy))
     target, num = logdensity(energy), count_chains(position)
     steps = None if moves.tuner is None else moves.tuner.propose(tuner, num)
 

@@ -5,6 +5,7 @@ samples.npz, draws.nc, logz.npz, summary.json and report.html.
 """
 
 import json
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,11 +83,13 @@ def resume_run(folder: Path, *, progress: bool = True) -> str:
 
 
 def _train_and_certify(spec: Spec, data: Dataset, folder: Path, *, resume: bool, progress: bool) -> str:
+    began = time.perf_counter()
     reached, ended = fit(spec, data, folder, resume=resume, progress=progress)
     if ended in ("interrupted", "terminated"):
         return ended
     checkpoint.save(folder / "energy.npz", reached.best)
-    _write_json(folder / "summary.json", certify(spec, data, reached, ended, folder, progress=progress))
+    summary = certify(spec, data, reached, ended, folder, progress=progress)
+    _write_json(folder / "summary.json", summary | {"seconds": round(time.perf_counter() - began, 1)})
     return ended
 
 

@@ -52,7 +52,7 @@ class Spec:
     """Activation of the tilt."""
     learning_rate: float = 1e-3
     """Adam's, decayed to 0 along a cosine."""
-    weight_decay: float = 0.1
+    weight_decay: float = 0.5
     """AdamW's decoupled weight decay."""
     ema_decay: float = 0.999
     """Of the averaged weights, which are the ones evaluated and kept."""
@@ -66,12 +66,14 @@ class Spec:
     """Evaluations without a better one before training stops early; 0 never stops."""
     checkpoint_every: int = 100
     """Steps between checkpoints: what kill -9 can lose."""
-    temperatures: int = 4000
+    temperatures: int = 6000
     """Annealing moves per direction of the final bracket."""
     annealing_chains: int = 512
     """Chains per direction of the final bracket."""
-    draws: int = 500
-    """Draws per chain kept from the final model, from 64 chains."""
+    draws: int = 400
+    """Draws per chain kept from the final model, from 64 chains started half at the base and half at training rows."""
+    thin: int = 100
+    """Transitions per kept draw; a quarter as many again are discarded first."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""

@@ -86,9 +86,12 @@ def _to_distance(
     min_acceptance: Any, gain: Any, state: StepState, steps: Array, acceptance: Array, squared_jump: Array
 ) -> StepState:
     longer = steps > _value(state)
-    up = jnp.sum(jnp.where(longer, squared_jump, 0.0)) / jnp.maximum(jnp.sum(longer), 1)
-    down = jnp.sum(jnp.where(longer, 0.0, squared_jump)) / jnp.maximum(jnp.sum(~longer), 1)
+    up, down = (jnp.sum(jnp.where(half, squared_jump, 0.0)) / _count(half, squared_jump) for half in (longer, ~longer))
     slope = (up - down) / jnp.maximum(up + down, jnp.finfo(squared_jump.dtype).tiny)
     short = jnp.mean(acceptance) < min_acceptance
     step = _gain(gain, state.count) * jnp.where(short, -0.5, slope)
     return StepState(state.log_step + step, state.count + 1)
+
+
+def _count(mask: Array, like: Array) -> Array:
+    return jnp.maximum(jnp.sum(mask, dtype=like.dtype), 1.0)

@@ -13,7 +13,7 @@ import numpy as np
 from blackjax import diagnostics
 
 from energyflow.chains import Trace
-from energyflow.diagnostics.export import named_draws
+from energyflow.diagnostics.export import named_draws, with_chain_axis
 
 MAX_R_HAT = 1.01
 MIN_ESS = 100.0
@@ -38,12 +38,13 @@ class Check(NamedTuple):
 def check(trace: Trace | Any) -> Check:
     """Judge draws of several chains.
 
-    trace: a Trace of `sample_chains`, or an array or pytree of arrays [chain, draw, ...].
+    trace: a Trace of `sample_chains` (of `sample`: one chain), or an array or pytree of arrays [chain, draw, ...].
     Looks, in this order, for: draws that are not finite, chains that never move, too few draws to judge, chains that
     disagree (rank-normalised split R-hat over 1.01, Vehtari et al. 2021; plain R-hat for chains under 20 draws), a
-    bulk ESS under 100, divergences, acceptance outside [0.05, 0.99]. What draws cannot show, a mode no chain visited,
-    it cannot see.
+    bulk ESS under 100, divergences, acceptance under 0.05. What draws cannot show, a mode no chain visited, it cannot
+    see.
     """
+    trace = with_chain_axis(trace) if isinstance(trace, Trace) else trace
     position = trace.position if isinstance(trace, Trace) else trace
     draws = named_draws(position)
     flat = np.concatenate([x.reshape(*x.shape[:2], -1) for x in draws.values()], axis=-1)

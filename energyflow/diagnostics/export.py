@@ -27,6 +27,7 @@ def to_arviz(trace: Trace | Any, name: str = "x") -> Any:
     """
     if not isinstance(trace, Trace):
         return _from_groups({"posterior": named_draws(trace, name)})
+    trace = with_chain_axis(trace)
     groups = {"posterior": named_draws(trace.position, name)}
     stats = {
         "lp": trace.logdensity,
@@ -42,6 +43,14 @@ def to_arviz(trace: Trace | Any, name: str = "x") -> Any:
 def _from_groups(groups: dict[str, dict[str, np.ndarray]]) -> Any:
     container: Any = arviz.from_dict
     return container(**groups) if LEGACY else container(groups)
+
+
+def with_chain_axis(trace: Trace) -> Trace:
+    """Return a trace whose arrays lead with [chain, draw], that of `sample` (one chain, [draw]) included."""
+    known = [v for v in (trace.logdensity, *trace.stats) if v is not None]
+    if not known or np.ndim(known[0]) != 1:
+        return trace
+    return jax.tree.map(lambda v: np.asarray(v)[None], trace._replace(final=None))._replace(final=trace.final)
 
 
 def named_draws(position: Any, name: str = "x") -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from flax import nnx
 from jax import Array
 from jax.tree_util import register_dataclass
 
+from energyflow.energies.convolutions import convolve
 from energyflow.energies.modules import ModuleEnergy, from_nnx
 from energyflow.energy import Frozen
 from energyflow.types import Key, Scalar, Tree
@@ -263,7 +264,8 @@ _BIAS_INIT = nnx.initializers.normal(0.3)
 
 
 def _conv(channels_in: int, channels: int, *, strides: int = 1, rngs: nnx.Rngs) -> nnx.Conv:
-    return nnx.Conv(channels_in, channels, (3, 3), strides=strides, bias_init=_BIAS_INIT, rngs=rngs)
+    options = {"strides": strides, "bias_init": _BIAS_INIT, "conv_general_dilated": convolve}
+    return nnx.Conv(channels_in, channels, (3, 3), **options, rngs=rngs)
 
 
 def _known(activation: str) -> str:

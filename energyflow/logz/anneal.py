@@ -19,7 +19,7 @@ from energyflow.types import Algorithm, Array, Kernel, Key, Scalar, Tree
 
 
 class Annealed(NamedTuple):
-    """Chains after a pass: log weights (n,) in float64, end positions, mean acceptance per move (K,), gradients spent."""
+    """Chains after a pass: log weights (n,) in float64, end positions, acceptance per move (K,), gradients spent."""
 
     log_weights: np.ndarray
     position: Tree

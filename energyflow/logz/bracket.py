@@ -76,6 +76,7 @@ def bracket(
     num_temperatures: int = 1000,
     num_chains: int = 256,
     exact: Tree = None,
+    approximate: Tree = None,
     schedule: Any = "adaptive",
     tune: bool = True,
     target_acceptance: float = 0.6,
@@ -89,8 +90,9 @@ def bracket(
     energy: an energy or a plain function of one point. base: a normalised NumPyro distribution over one point whose
     support covers the energy's; None for a tilted energy's own. kernel: MALA scaled by the base's variance by default.
     num_temperatures: annealing moves K per direction. num_chains: per direction. exact: exact draws of the target,
-    leading axis [chain]; without them the reverse chains start at resampled forward end points moved `num_refresh` more
-    transitions (K by default) and the upper side is approximate, never called a bound.
+    leading axis [chain]. approximate: draws of long checked chains to start the reverse from instead. With neither, the
+    reverse chains start at resampled forward end points moved `num_refresh` more transitions (K by default). Without
+    exact draws the upper side is approximate, never called a bound.
     schedule: "adaptive" (equal thermodynamic length, from the pilot), "sigmoid", "linear" or (K+1,) values. tune: fit a
     step size per temperature in a pilot, frozen before any weighted chain starts, to `target_acceptance`. reverse:
     False runs the forward direction alone (verdict "one-sided").
@@ -113,12 +115,13 @@ def bracket(
     if not reverse:
         return _result(forward, None, "none", spent + forward.num_gradients, betas, steps)
     provenance = "exact" if exact is not None else "approximate"
-    if exact is None:
+    target = exact if exact is not None else approximate
+    if target is None:
         last = chosen if steps is None else with_step_size(chosen, float(steps[-1]))
         moves = num_temperatures if num_refresh is None else num_refresh
-        exact, refresh_cost = _refresh(keys[3], keys[4], path, last, forward, moves, unroll)
+        target, refresh_cost = _refresh(keys[3], keys[4], path, last, forward, moves, unroll)
         spent += refresh_cost
-    back = anneal_reverse(keys[5], path, chosen, betas, steps, exact, unroll=unroll)
+    back = anneal_reverse(keys[5], path, chosen, betas, steps, target, unroll=unroll)
     spent += forward.num_gradients + back.num_gradients
     return _result(forward, back, provenance, spent, betas, steps)
 

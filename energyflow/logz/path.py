@@ -83,8 +83,8 @@ def sigmoid_schedule(num_temperatures: int, radius: float = 4.0) -> np.ndarray:
 class Pilot(NamedTuple):
     """What a short run along the path found, on a coarse grid of inverse temperatures.
 
-    betas, spread (the interquartile range of log p/q under f_beta, as a sd), log_steps (None for kernels without a step size), acceptance: each
-    (num_stages,). num_gradients: what it cost.
+    betas; spread, the interquartile range of log p/q under f_beta, as a standard deviation; log_steps (None for kernels
+    without a step size); acceptance: each (num_stages,). num_gradients: what it cost.
     """
 
     betas: np.ndarray

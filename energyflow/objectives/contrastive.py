@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from energyflow.energy import temperature
+from energyflow.energy import as_energy, temperature
 from energyflow.types import Array, Key, Negatives, Objective, Tree
 
 
@@ -22,6 +22,7 @@ def contrastive(negatives: Negatives, *, l2: float = 0.0) -> Objective:
 
 
 def _loss(negatives: Negatives, l2: Any, energy: Any, batch: Tree, key: Key, state: Any) -> Any:
+    energy = as_energy(energy)
     fake, log_weights, state, metrics = negatives.draw(key, jax.lax.stop_gradient(energy), batch, state)
     data = jax.vmap(energy)(batch)
     model = jax.vmap(energy)(fake)

@@ -13,7 +13,7 @@ from scipy.special import kolmogi
 from scipy.stats import rankdata
 
 from energyflow.chains import Trace
-from energyflow.diagnostics.export import named_draws
+from energyflow.diagnostics.export import named_draws, with_chain_axis
 from energyflow.energy import as_energy
 from energyflow.plots.style import (
     BLUE,
@@ -100,14 +100,6 @@ def flat_draws(draws: Trace | Any) -> tuple[np.ndarray, list[str]]:
     named = named_draws(position)
     x = np.concatenate([v.reshape(*v.shape[:2], -1) for v in named.values()], axis=-1)
     return x, [f"{name}[{i}]" for name, v in named.items() for i in range(int(np.prod(v.shape[2:])))]
-
-
-def with_chain_axis(trace: Trace) -> Trace:
-    """Return a trace whose arrays lead with [chain, draw], that of `sample` (one chain, [draw]) included."""
-    known = [v for v in (trace.logdensity, *trace.stats) if v is not None]
-    if not known or np.ndim(known[0]) != 1:
-        return trace
-    return jax.tree.map(lambda v: np.asarray(v)[None], trace._replace(final=None))._replace(final=trace.final)
 
 
 def rank_plot(draws: Trace | Any, dims: Sequence[int] | None = None, *, probability: float = 0.99) -> Figure:
