@@ -13,8 +13,6 @@ from energyflow.spec import Spec
 class Train:
     """Train an energy-based density on DATA and certify it: a run folder with a report."""
 
-    data: Annotated[str, tyro.conf.Positional]
-    """"digits", or a .npy/.npz file of rows."""
     out: Path | None = None
     """Run folder; runs/NAME under the current folder by default."""
     quiet: bool = False

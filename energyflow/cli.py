@@ -5,7 +5,6 @@ Exit codes: 0 done; 1 a wrong input or a refusal, said in one sentence on stderr
 interrupted by Ctrl-C and 143 by SIGTERM (the run resumes).
 """
 
-import dataclasses
 import importlib
 import sys
 from importlib.metadata import version
@@ -25,9 +24,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"energyflow {version('energyflow-jax')}")
         return 0
     chosen = tyro.cli(COMMANDS, args=arguments, prog="energyflow", description=__doc__)
-    if isinstance(chosen, Train):
-        spec = dataclasses.replace(chosen.settings, data=chosen.data)
-        chosen = dataclasses.replace(chosen, settings=spec)
     commands = importlib.import_module("energyflow.commands")
     try:
         return commands.run(chosen, arguments)

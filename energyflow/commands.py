@@ -33,7 +33,7 @@ def _run(chosen: Any) -> int:
 
 
 def _train(chosen: args.Train, command: str) -> int:
-    folder = chosen.out or Path("runs") / Path(chosen.data).stem
+    folder = chosen.out or Path("runs") / Path(chosen.settings.data).stem
     return _with_report(folder, lambda: start_run(chosen.settings, folder, command=command, progress=not chosen.quiet))
 
 

@@ -4,6 +4,7 @@ A run is a folder: spec.json, scaling.npz, metrics.jsonl, checkpoint.npz, energy
 samples.npz, draws.nc, logz.npz, summary.json and report.html.
 """
 
+import dataclasses
 import json
 import time
 from importlib.metadata import version
@@ -61,6 +62,8 @@ def start_run(spec: Spec, folder: Path, *, command: str = "", progress: bool = T
     """
     if (folder / "spec.json").exists():
         raise FileExistsError(f"{folder} holds a run already; resume it, or choose another --out")
+    if spec.data != "digits":
+        spec = dataclasses.replace(spec, data=str(Path(spec.data).resolve()))
     data = load_dataset(spec.data, spec.seed, whiten=spec.whiten)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save(folder / "scaling.npz", data.scaling)

@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import tyro
+
 Sampler = Literal[
     "mala",
     "hmc",
@@ -26,7 +28,7 @@ Phase = Literal["pcd", "cd", "replay", "short-run"]
 class Spec:
     """Settings of a run; spec.json holds exactly these, and a resumed run uses them again."""
 
-    data: str = "digits"
+    data: tyro.conf.Positional[str] = "digits"
     """"digits", or a .npy/.npz file of rows."""
     seed: int = 0
     """Seeds the split, the weights, the batches and every chain."""
