@@ -310,13 +310,12 @@ def _thinned(stats: Stats) -> Stats:
 
 
 def _chunks(total: int, size: int) -> list[int]:
-    """Split `total` into equal chunks of at most `size`, so that one compilation serves all (a remainder comes last)."""
-    count = -(-total // size)
-    if not count:
+    """Split `total` into equal chunks of at most `size`, so that one compilation serves all (a shorter one comes last)."""
+    if not total:
         return []
-    equal = total // count
-    rest = total - equal * count
-    return [equal] * count + ([rest] if rest else [])
+    equal = -(-total // -(-total // size))
+    rest = total % equal
+    return [equal] * (total // equal) + ([rest] if rest else [])
 
 
 def _join(kept: list[Trace], now: ChainState) -> Trace:

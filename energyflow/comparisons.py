@@ -47,4 +47,4 @@ def _fitting(train: np.ndarray) -> list[tuple[str, int]]:
 def _mixture(train: np.ndarray, kind: str, parts: int, seed: int) -> GaussianMixture:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return GaussianMixture(parts, covariance_type=kind, reg_covar=1e-5, random_state=seed).fit(train)
+        return GaussianMixture(parts, covariance_type=kind, reg_covar=1e-3, random_state=seed).fit(train)

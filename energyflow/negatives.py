@@ -15,8 +15,8 @@ from jax.tree_util import Partial, register_dataclass
 
 from energyflow.chains import chain_keys, count_chains, evolve_from, start_cost, summary_of
 from energyflow.energy import as_energy, logdensity
-from energyflow.kernels.langevin import normal_like
 from energyflow.kernels.algorithm import bind, carried, configured, step_size, with_step_size
+from energyflow.kernels.langevin import normal_like
 from energyflow.stepsize import StepTuner
 from energyflow.types import Array, Kernel, Key, Negatives, Tree
 
@@ -117,7 +117,7 @@ def short_run(
     tuner: StepTuner | None = None,
     unroll: bool = False,
 ) -> Negatives:
-    """Fresh chains at every draw (Nijkamp et al. 2019): begin at `start` (Gaussian noise by default), `num_steps` moves.
+    """Fresh chains at every draw (Nijkamp et al. 2019): from `start` (Gaussian noise by default), `num_steps` moves.
 
     num_chains: negatives per draw, the batch size by default. A model trained so is right only for samplers of this
     length from this start.
@@ -177,7 +177,7 @@ def pcd(
     tuner: StepTuner | None = None,
     unroll: bool = False,
 ) -> Negatives:
-    """Persistent contrastive divergence (Younes 1999; Tieleman 2008): chains go on where they stopped, written in place.
+    """Persistent contrastive divergence (Younes 1999; Tieleman 2008): chains go on where they stopped, in their slots.
 
     capacity: persistent chains kept; num_chains: how many of them move and are used at each draw (a random subset
     without replacement). Both default to the batch size, and with equal numbers all chains move.

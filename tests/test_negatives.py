@@ -1,4 +1,4 @@
-"""Laws of the negative phases: what CD and PCD learn, which chain goes where, and that no gradient flows through one."""
+"""Laws of the negative phases: what CD and PCD learn, which chain goes where, and that no gradient follows it."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +10,7 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 import pytest
-from jax.tree_util import Partial, register_dataclass
+from jax.tree_util import register_dataclass
 
 import energyflow as ef
 from energyflow.chains import chain_keys, evolve
@@ -99,7 +99,7 @@ def test_fixed_point_of_cd_does_not_depend_on_k(k, key):
     biased = (1 - np.sqrt(1 - 2 * h / variance)) / h
     assert abs(biased - 5.0) < 1e-12
     data_key, draw_key = jax.random.split(key)
-    data = variance**0.5 * jax.random.normal(data_key, (2**15,))
+    data = variance**0.5 * jax.random.normal(data_key, (2**14,))
 
     @partial(jax.jit, static_argnames="kernel")
     def pairs(kernel, precision, key):
@@ -198,8 +198,8 @@ def test_caches_carried_across_updates_ruin_pcd_and_ours_are_not(key, seed):
     learned = {}
     for name, negatives in (("pcd", ef.pcd(ef.mala(0.3), 1)), ("stale", stale_pcd(ef.mala(0.3), num))):
         energy = Hanging(jnp.array(1.0), jnp.array(0.0), jnp.array(0.0))
-        precision, _, metrics = train_gaussian(jax.random.clone(key), negatives, data, 2000, (0.5, 0.0), energy)
-        learned[name] = 1 / precision[1000:].mean(), metrics["acceptance_rate"][1000:].mean()
+        precision, _, metrics = train_gaussian(jax.random.clone(key), negatives, data, 1200, (0.5, 0.0), energy)
+        learned[name] = 1 / precision[400:].mean(), metrics["acceptance_rate"][400:].mean()
     assert abs(learned["pcd"][0] / variance - 1) < 0.015
     assert abs(learned["stale"][0] / variance - 1) > 0.2
     assert learned["pcd"][1] > 0.9 and learned["stale"][1] < 0.5
@@ -218,38 +218,31 @@ def test_no_gradient_flows_through_the_chains(key):
         def gap(energy, fake):
             return jnp.mean(jax.vmap(energy)(data)) - jnp.mean(jax.vmap(energy)(fake))
 
-        @partial(jax.jit, static_argnums=0)
-        def gradients(make, key):
-            negatives = make(kernel, 4)
+        @jax.jit
+        def gradients(key):
+            negatives = ef.pcd(kernel, 4)
             state = negatives.init(jax.random.fold_in(key, 0), energy, data)
             again = jax.random.fold_in(key, 1)
             ours = jax.grad(lambda e: ef.contrastive(negatives).loss(e, data, again, state)[0])(energy)
             fake = negatives.draw(jax.random.clone(again), energy, data, state)[0]
-            return ours, jax.grad(gap)(energy, fake)
+            return ours, jax.grad(gap)(energy, fake), jax.grad(through)(energy)
 
-        @jax.jit
-        def through(energy):
-            return gap(energy, ef.advance_chains(draw_key, kernel, ef.logdensity(energy), data, 4)[0])
+        def through(energy):  # the control: what it would have been
+            moved = data
+            for _ in range(4):
+                moved += 0.05 * jax.grad(lambda x: -jnp.sum(jax.vmap(energy)(x)))(moved)
+            return gap(energy, moved)
 
-        for make in (ef.cd, ef.pcd):
-            ours, fixed = gradients(make, jax.random.clone(draw_key))
-            assert np.allclose(jax.tree.leaves(ours), jax.tree.leaves(fixed), rtol=1e-13, atol=0)
-            assert abs(jax.grad(through)(energy).mean / ours.mean - 1) > 0.1  # the control: what it would have been
-
-
-KERNELS = {
-    "mala": ef.mala(0.2),
-    "hmc": ef.hmc(0.3, 3),
-    "rmh": ef.rmh(0.5),
-    "ula": ef.ula(0.2),
-}
+        ours, fixed, control = gradients(draw_key)
+        assert np.allclose(jax.tree.leaves(ours), jax.tree.leaves(fixed), rtol=1e-13, atol=0)
+        assert abs(control.mean / ours.mean - 1) > 0.1
 
 
-@pytest.mark.parametrize("name", KERNELS)
-def test_a_constant_added_to_the_energy_changes_no_sample_and_no_gradient(name, key):
+@pytest.mark.parametrize("kernel", [ef.mala, ef.ula])
+def test_a_constant_added_to_the_energy_changes_no_sample_and_no_gradient(kernel, key):
     """In float64: a rate rounded at 1e-15 flips no accept step of these few hundred."""
     with jax.enable_x64(True):
-        negatives = ef.pcd(KERNELS[name], 3)
+        negatives = ef.pcd(kernel(0.2), 3)
         objective = ef.contrastive(negatives)
         data_key, draw_key = jax.random.split(key)
         data = jax.random.normal(data_key, (64,), jnp.float64)
@@ -328,9 +321,8 @@ def test_reservoir_keeps_every_sample_ever_made_with_equal_chance(key):
     def run(key):
         batch = jnp.zeros(num)
         state = negatives.init(jax.random.fold_in(key, 0), slope, batch)
-        for n in range(1, draws + 1):
-            state = negatives.draw(jax.random.fold_in(key, n), slope, batch, state)[2]
-        return state
+        draw = lambda n, state: negatives.draw(jax.random.fold_in(key, n), slope, batch, state)[2]  # noqa: E731
+        return jax.lax.fori_loop(1, draws + 1, draw, state)
 
     state = run(jax.random.split(key, repetitions))
     seen = capacity + num * draws
@@ -386,15 +378,14 @@ def test_a_carried_momentum_goes_straight_on_across_draws(name, key):
 
 @pytest.mark.blackjax_promotes("dynamic_hmc")
 def test_the_random_generator_of_dynamic_hmc_is_carried(key):
-    negatives, batch = ef.pcd(ef.dynamic_hmc(0.1, 4), 3), jnp.ones((8, 2))
-    state = negatives.init(key, flat, batch)
+    """It is folded with 1 at every transition, whatever the keys of the draws."""
+    state, (_, states, _) = draw_many(ef.pcd(ef.dynamic_hmc(0.1, 4), 3), key, flat, jnp.ones((8, 2)), 2)
     assert state.carry.keys() == {"random_generator_arg"}
-    expected = state.carry["random_generator_arg"]
-    for i in range(2):
-        state = negatives.draw(jax.random.key(i), flat, batch, state)[2]
-        for _ in range(3):
-            expected = jax.vmap(partial(jax.random.fold_in, data=1))(expected)
-    assert np.array_equal(jax.random.key_data(state.carry["random_generator_arg"]), jax.random.key_data(expected))
+    generator = states.carry["random_generator_arg"]
+    expected = generator[0]
+    for _ in range(3):
+        expected = jax.vmap(jax.random.fold_in, (0, None))(expected, 1)
+    assert np.array_equal(jax.random.key_data(generator[1]), jax.random.key_data(expected))
 
 
 @pytest.mark.blackjax_promotes()
@@ -445,17 +436,14 @@ def test_from_base_draws_from_the_base_of_a_tilt_and_needs_one(key):
         start_at(jax.random.clone(key), ef.from_base(), 8)
 
 
-def test_short_run_starts_afresh_and_draws_as_many_as_asked(key):
+def test_short_run_starts_afresh_at_every_draw_and_cd_at_the_batch(key):
     negatives = ef.short_run(COUNTING, 7, start=ef.from_sampler(numbered), num_chains=24)
     state, (fake, _, metrics) = draw_many(negatives, key, slope, jnp.zeros(16), 3)
     assert state is None
     assert np.array_equal(fake, np.stack([np.asarray(numbered(None, 24)) + 7] * 3))
     assert np.all(metrics["num_gradients"] == 7 * 24)
-
-
-def test_cd_starts_at_the_batch(key):
     batch = jnp.arange(16.0)
-    _, (fake, _, _) = draw_many(ef.cd(COUNTING, 7), key, slope, batch, 2)
+    fake = draw_many(ef.cd(COUNTING, 7), jax.random.clone(key), slope, batch, 2)[1][0]
     assert np.array_equal(fake, np.stack([batch + 7] * 2))
 
 
@@ -464,7 +452,7 @@ def test_cd_starts_at_the_batch(key):
 
 @pytest.mark.parametrize(
     ("kernel", "temperature"),
-    [(ef.ula(0.02), 1.0), (ef.langevin(0.1, noise_scale=0.05), 0.0125), (ef.sgld(0.02, 0.3), 0.3), (ef.mala(0.02), 1.0)],
+    [(ef.ula(0.02), 1.0), (ef.langevin(0.1, noise_scale=0.05), 0.0125), (ef.mala(0.02), 1.0)],
 )
 def test_temperature_sampled_at_and_acceptance_are_reported(kernel, temperature, key):
     batch = jnp.ones((8, 2))
@@ -478,7 +466,7 @@ def test_temperature_sampled_at_and_acceptance_are_reported(kernel, temperature,
 def test_an_unrolled_draw_is_the_looped_one(key):
     batch = jnp.ones((16, 2))
     looped, unrolled = (
-        draw_many(ef.cd(ef.mala(0.1), 4, unroll=u), jax.random.clone(key), Gaussian(1.0, 0.0), batch, 1)[1][0]
+        draw_many(ef.cd(ef.ula(0.1), 3, unroll=u), jax.random.clone(key), Gaussian(1.0, 0.0), batch, 1)[1][0]
         for u in (False, True)
     )
     assert np.allclose(looped, unrolled, rtol=1e-5, atol=1e-6)
@@ -504,36 +492,34 @@ def test_what_cannot_be_drawn_is_refused(key):
 # Step sizes that adapt inside a negative phase
 
 
-def tuned_step(key, tuner, target, data, num_draws=400):
-    negatives = ef.pcd(ef.mala(1e-3), 5, tuner=tuner)
-    _, (_, _, metrics) = draw_many(negatives, key, target, data, num_draws)
-    return metrics
+def tuned(key, tuner, moves, num_draws=250):
+    """Tune MALA, from a step 100 times too small, on a standard Gaussian in 10 dimensions."""
+    data = jax.random.normal(jax.random.fold_in(key, num_draws + 1), (256, 10))
+    negatives = ef.pcd(ef.mala(3e-3), moves, tuner=tuner)
+    return draw_many(negatives, key, Gaussian(1.0, 0.0), data, num_draws)[1][2]
 
 
 def test_by_acceptance_reaches_its_target_inside_pcd(key):
-    data_key, run_key = jax.random.split(key)
-    data = jax.random.normal(data_key, (256, 10))
-    metrics = tuned_step(run_key, ef.by_acceptance(0.574), Gaussian(jnp.array(1.0), jnp.zeros(())), data)
-    # 100 draws of 256 chains: the mean acceptance has a standard error under .5/sqrt(25600) times the autocorrelation.
-    assert abs(metrics["acceptance_rate"][-100:].mean() - 0.574) < 0.02
+    # Of 100 draws, 256 chains and 2 moves the mean rate has a standard error of .3/sqrt(51200) = .0013, were they free.
+    assert abs(tuned(key, ef.by_acceptance(0.574), 2)["acceptance_rate"][-100:].mean() - 0.574) < 0.02
 
 
 def test_by_jump_climbs_to_the_largest_expected_jump_and_stops_at_its_floor(key):
-    """For a standard Gaussian the jump over 5 moves is scanned by brute force."""
-    data_key, scan_key, run_key = jax.random.split(key, 3)
-    data = jax.random.normal(data_key, (4096, 10))
-    energy = Partial(Gaussian(jnp.array(1.0), jnp.zeros(())))
+    """The expected squared jump of one move is scanned by brute force."""
+    data_key, move_key, first_key, second_key = jax.random.split(key, 4)
+    data = jax.random.normal(data_key, (2048, 10))
 
     @jax.jit
-    def travel(key, step):
-        moved, metrics = ef.advance_chains(key, ef.mala(step), ef.logdensity(energy), data, 1)
+    @partial(jax.vmap, in_axes=(None, 0))
+    def scanned(key, step):
+        moved, metrics = ef.advance_chains(key, ef.mala(step), ef.logdensity(Gaussian(1.0, 0.0)), data, 1)
         return jnp.mean(jnp.sum((moved - data) ** 2, axis=1)), metrics["acceptance_rate"]
 
     steps = np.geomspace(0.05, 2.0, 24).astype(np.float32)
-    jumps, rates = np.transpose([travel(jax.random.clone(scan_key), step) for step in steps])
-    climbed = draw_many(ef.pcd(ef.mala(1e-3), 1, tuner=ef.by_jump()), run_key, energy, data[:512], 400)[1][2]
-    reached = climbed["step_size"][-100:].mean()
-    assert np.interp(np.log(reached), np.log(steps), jumps) > 0.95 * jumps.max()
-    floored = draw_many(ef.pcd(ef.mala(1e-3), 1, tuner=ef.by_jump(0.8)), scan_key, energy, data[:512], 400)[1][2]
+    jumps, rates = scanned(move_key, steps)
+    climbed = tuned(first_key, ef.by_jump(), 1)
+    reached = np.log(climbed["step_size"][-100:].mean())
+    assert np.interp(reached, np.log(steps), jumps) > 0.95 * jumps.max()
+    assert np.interp(reached, np.log(steps), rates) < 0.7
+    floored = tuned(second_key, ef.by_jump(0.8), 1)
     assert abs(floored["acceptance_rate"][-100:].mean() - 0.8) < 0.03
-    assert np.interp(np.log(reached), np.log(steps), rates) < 0.7

@@ -3,6 +3,7 @@
 They share a name and little else: each fails on, or silently misreads, the other's `from_dict`.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import jax
 import numpy as np
 import pandas as pd
 
-from energyflow.chains import Trace
+from energyflow.chains import ChainState, Stats, Trace
 
 LEGACY = arviz.__version__.startswith("0.")
 COLUMNS = ("mean", "sd", "mcse_mean", "ess_bulk", "ess_tail", "r_hat")
+TAILS = (0.05, 0.95)
 
 
 def to_arviz(trace: Trace | Any, name: str = "x") -> Any:
@@ -42,7 +44,9 @@ def to_arviz(trace: Trace | Any, name: str = "x") -> Any:
 
 def _from_groups(groups: dict[str, dict[str, np.ndarray]]) -> Any:
     container: Any = arviz.from_dict
-    return container(**groups) if LEGACY else container(groups)
+    with warnings.catch_warnings():  # many short chains are as they should be, not two axes mixed up
+        warnings.filterwarnings("ignore", "More chains|Found chain dimension to be longer", UserWarning)
+        return container(**groups) if LEGACY else container(groups)
 
 
 def with_chain_axis(trace: Trace) -> Trace:
@@ -66,7 +70,13 @@ def named_draws(position: Any, name: str = "x") -> dict[str, np.ndarray]:
 
 def summary(trace: Trace | Any, name: str = "x") -> pd.DataFrame:
     """Return mean, sd, their Monte Carlo error, bulk and tail ESS and R-hat per dimension (Vehtari et al. 2021)."""
-    table: Any = arviz.summary(to_arviz(trace, name), round_to="none")
+    data = to_arviz(trace, name)
+    table: Any = arviz.summary(data, round_to="none")
+    posterior = data["posterior"]
+    draws = [np.asarray(posterior[label]) for label in posterior.data_vars]
+    # The generations differ in what they call the tails: 5 % each, as in the paper.
+    columns = [column for x in draws for column in x.reshape(*x.shape[:2], -1).transpose(2, 0, 1)]
+    table["ess_tail"] = [float(arviz.ess(column, method="tail", prob=TAILS)) for column in columns]
     return table[list(COLUMNS)].astype(float)
 
 
@@ -80,3 +90,17 @@ def to_netcdf(trace: Trace | Any, path: str | Path, name: str = "x") -> Path:
 def from_netcdf(path: str | Path) -> Any:
     """Read a file written by `to_netcdf`."""
     return arviz.from_netcdf(str(path), engine="h5netcdf")
+
+
+def read_trace(path: str | Path) -> Trace:
+    """Read draws written by `to_netcdf`, by either generation: a Trace whose position is {name: array}."""
+    data = from_netcdf(path)
+    position, stats = _variables(data["posterior"]), _variables(getattr(data, "sample_stats", None))
+    data.close()
+    kept: dict[str, Any] = {field: stats.get(field) for field in Stats._fields}
+    kept["is_divergent"] = stats.get("diverging")
+    return Trace(position, stats.get("lp"), Stats(**kept), ChainState(None, 0))
+
+
+def _variables(group: Any) -> dict[str, np.ndarray]:
+    return {} if group is None else {str(name): np.asarray(group[name]) for name in group.data_vars}

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from energyflow.chains import ChainState, Stats, Trace
-from energyflow.diagnostics import from_netcdf
+from energyflow.chains import Trace
+from energyflow.diagnostics import read_trace
 
 
 class Run(NamedTuple):
@@ -53,7 +53,7 @@ def read_run(folder: str | Path) -> Run:
         read("metrics.jsonl", _read_rows, []),
         read("samples.npz", _read_arrays, {}),
         read("logz.npz", _read_arrays, {}),
-        read("draws.nc", _read_trace, None),
+        read("draws.nc", read_trace, None),
         absent,
     )
 
@@ -81,21 +81,6 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file, np.load(file) as archive:
         return {name: archive[name] for name in archive.files}
-
-
-def _read_trace(path: Path) -> Trace:
-    """Read draws written by `diagnostics.to_netcdf`; either generation of ArviZ gives the same Trace."""
-    data = from_netcdf(path)
-    position = _variables(data["posterior"])
-    stats = _variables(getattr(data, "sample_stats", None))
-    data.close()
-    kept: dict[str, Any] = {field: stats.get(field) for field in Stats._fields}
-    kept["is_divergent"] = stats.get("diverging")
-    return Trace(position, stats.get("lp"), Stats(**kept), ChainState(None, 0))
-
-
-def _variables(group: Any) -> dict[str, np.ndarray]:
-    return {} if group is None else {name: np.asarray(group[name]) for name in group.data_vars}
 
 
 def get(tree: Any, *names: str) -> Any:
