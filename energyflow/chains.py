@@ -310,7 +310,7 @@ def _thinned(stats: Stats) -> Stats:
 
 
 def _chunks(total: int, size: int) -> list[int]:
-    """Split `total` into equal chunks of at most `size`, so that one compilation serves all (a shorter one comes last)."""
+    """Split `total` into equal chunks of at most `size`, so that one compilation serves all (a rest comes last)."""
     if not total:
         return []
     equal = -(-total // -(-total // size))

@@ -1,7 +1,8 @@
-"""Floor 6: saving and loading pytrees: one file, written whole or not at all, compared with what it is loaded into."""
+"""Floor 1: saving and loading pytrees: one file, written whole or not at all, compared with what it is loaded into."""
 
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,16 +40,11 @@ def save(path: str | Path, tree: Tree) -> Path:
 def load(path: str | Path, like: Tree) -> Tree:
     """Read a file of `save` into the structure of `like` (its leaves may be arrays or `jax.ShapeDtypeStruct`s).
 
-    Bitwise what was saved; typed keys keep their implementation. Raises ValueError, naming the first leaf that differs,
-    for a file of another model: other names, shapes or dtypes.
+    Bitwise what was saved; typed keys keep their implementation, and what is a NumPy array or a Python number in `like`
+    stays one. Raises ValueError for a file that `save` did not write or that is cut off, and for one of another model
+    (other names, shapes, dtypes), naming the first leaf that differs.
     """
-    with np.load(path, allow_pickle=False) as file:
-        manifest = json.loads(file["manifest"].tobytes())
-        if manifest.get("format") != FORMAT:
-            raise ValueError(f"{path} has format {manifest.get('format')}; this version reads {FORMAT}")
-        stored: dict[str, Any] = {
-            name: (list(spec), file[f"leaf{i}"]) for i, (name, *spec) in enumerate(manifest["leaves"])
-        }
+    stored = _read(Path(path))
     wanted = _named(like)
     for name in [*wanted, *stored]:
         if name not in stored or name not in wanted:
@@ -57,8 +53,21 @@ def load(path: str | Path, like: Tree) -> Tree:
         ours, theirs = _spec(wanted[name]), stored[name][0]
         if ours[0] != theirs[0] or _canonical(ours[1]) != _canonical(theirs[1]):
             raise ValueError(f"{path} is a checkpoint of another model: {name} is {theirs} there and {list(ours)} here")
-    leaves = [_from_numpy(stored[name][1], leaf) for name, leaf in wanted.items()]
+    leaves = [_from_numpy(stored[name][1], leaf) for name, leaf in zip(wanted, jax.tree.leaves(like), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return {name: ([shape, dtype], array)} of a file of `save`."""
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            manifest = json.loads(file["manifest"].tobytes())
+            leaves = [(name, spec, file[f"leaf{i}"]) for i, (name, *spec) in enumerate(manifest["leaves"])]
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
+        raise ValueError(f"{path} is not a checkpoint, or only a part of one") from None
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {manifest.get('format')}; this version reads {FORMAT}")
+    return {name: (spec, array) for name, spec, array in leaves}
 
 
 def _named(tree: Tree) -> dict[str, Any]:
@@ -86,7 +95,7 @@ def _is_distribution(node: Any) -> bool:
 
 
 def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _spec(leaf: Any) -> tuple[Any, str]:
@@ -107,4 +116,8 @@ def _from_numpy(array: np.ndarray, like: Any) -> Any:
         implementation = str(like.dtype).removeprefix("key<").removesuffix(">")
         names = {"fry": "threefry2x32", "urbg": "unsafe_rbg"}
         return jax.random.wrap_key_data(jnp.asarray(array), impl=names.get(implementation, implementation))
-    return jnp.asarray(array)
+    if array.dtype.kind == "V":  # NumPy reads bfloat16 and its kin back as raw bytes
+        array = array.view(like.dtype)
+    if isinstance(like, np.ndarray):
+        return array
+    return type(like)(array[()]) if isinstance(like, (np.generic, bool, int, float, complex)) else jnp.asarray(array)

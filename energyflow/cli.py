@@ -1,9 +1,4 @@
-"""The command line. Parsing imports nothing heavy: `--help` and `--version` load neither jax nor blackjax.
-
-Exit codes: 0 done; 1 a wrong input or a refusal, said in one sentence on stderr; 2 wrong usage; 3 training diverged
-(the last good state was kept and judged); 4 the draws or the bracket failed their check (`check`, `logz`); 130
-interrupted by Ctrl-C and 143 by SIGTERM (the run resumes).
-"""
+"""The command line. Parsing imports nothing heavy: `--help` and `--version` load neither jax nor blackjax."""
 
 import importlib
 import sys
@@ -13,19 +8,25 @@ import tyro
 
 from energyflow.arguments import Check, Logz, Report, Resume, Sample, Train
 
-
 COMMANDS = Train | Resume | Sample | Logz | Check | Report
+
+ABOUT = """Train energy-based densities, sample them, and say what they are worth.
+
+Exit codes: 0 done; 1 a wrong input or a refusal, said in one sentence on stderr; 2 wrong usage; 3 training diverged
+(the last good state was kept and judged); 4 the draws or the bracket failed their check (`check`, `logz`); 130
+interrupted by Ctrl-C and 143 by SIGTERM (the run resumes). `energyflow --version` prints the version.
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; returns the exit code (see `ABOUT`)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["--version"]:
         print(f"energyflow {version('energyflow-jax')}")
         return 0
-    chosen = tyro.cli(COMMANDS, args=arguments, prog="energyflow", description=__doc__)
-    commands = importlib.import_module("energyflow.commands")
+    chosen = tyro.cli(COMMANDS, args=arguments, prog="energyflow", description=ABOUT)
     try:
+        commands = importlib.import_module("energyflow.commands")
         return commands.run(chosen, arguments)
     except (ValueError, OSError) as error:
         print(f"energyflow: {error}", file=sys.stderr)

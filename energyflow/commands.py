@@ -12,10 +12,11 @@ import jax
 import numpy as np
 
 from energyflow import arguments as args
-from energyflow.diagnostics import check, from_netcdf
+from energyflow.chains import SamplingStopped, Trace
+from energyflow.diagnostics import check, read_trace
 from energyflow.logz import bracket
 from energyflow.report import write_report
-from energyflow.runs import load_run, resume_run, start_run
+from energyflow.runs import load_run, read_spec, resume_run, start_run
 
 STOPPED = {"interrupted": 130, "terminated": 143}
 
@@ -43,7 +44,12 @@ def _(chosen: args.Resume) -> int:
 
 
 def _with_report(folder: Path, train: Callable[[], str]) -> int:
-    ended = train()
+    try:
+        ended = train()
+    except (KeyboardInterrupt, SamplingStopped):  # while starting or certifying, or at the second Ctrl-C
+        if not (folder / "spec.json").exists():
+            raise
+        ended = "interrupted"
     if ended in STOPPED:
         print(f"energyflow: {ended}; go on with: energyflow resume {shlex.quote(str(folder))}", file=sys.stderr)
         return STOPPED[ended]
@@ -74,18 +80,24 @@ def _(chosen: args.Logz) -> int:
 
 @_run.register
 def _(chosen: args.Check) -> int:
-    path = chosen.path / "draws.nc" if chosen.path.is_dir() else chosen.path
-    if path.suffix == ".npy":
-        draws: Any = np.load(path, allow_pickle=False)
-    else:
-        posterior = from_netcdf(path)["posterior"]
-        draws = {str(name): posterior[name].values for name in posterior.data_vars}
-    verdict = check(draws)
+    verdict = check(_read_draws(chosen.path))
     print(verdict)
     return 0 if verdict.verdict == "healthy" else 4
 
 
+def _read_draws(path: Path) -> Trace | np.ndarray:
+    path = path / "draws.nc" if path.is_dir() else path
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; give a finished run, a .nc file, or a .npy array [chain, draw, ...]")
+    try:
+        return np.load(path, allow_pickle=False) if path.suffix == ".npy" else read_trace(path)
+    except (OSError, EOFError, ValueError, KeyError) as error:
+        reason = "" if "pickle" in str(error) else f": {error}"  # NumPy's advice there is to load it unsafely
+        raise ValueError(f"{path} does not hold draws{reason}") from None
+
+
 @_run.register
 def _(chosen: args.Report) -> int:
+    read_spec(chosen.folder)
     print(f"report: {write_report(chosen.folder)}")
     return 0

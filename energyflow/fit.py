@@ -55,7 +55,8 @@ def fit(
     """Train until the steps are done, patience runs out, training diverges or someone asks to stop.
 
     Writes metrics.jsonl and checkpoint.npz in `folder`; `resume` goes on from the checkpoint there. Returns the
-    progress and how it ended: "finished", "early", "interrupted" (Ctrl-C), "terminated" (SIGTERM) or "diverged: ..." (then with the last good state).
+    progress and how it ended: "finished", "early", "interrupted" (Ctrl-C), "terminated" (SIGTERM) or "diverged: ..."
+    (then with the last good state).
     """
     path, now = folder / "checkpoint.npz", begin(spec, data)
     if resume and path.exists():
@@ -88,6 +89,8 @@ def _loop(
             row: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
             reason = trouble(row, gaps)
             if reason:
+                if not int(good.best_step):  # the best weights are still the random ones of the start
+                    good, _ = _evaluate(spec, data, good)
                 return good, f"diverged: step {n}: {reason}; the state of step {int(good.state.step)} is kept"
             if evaluating:
                 now, row["validation_log_likelihood"] = _evaluate(spec, data, now)
@@ -97,7 +100,7 @@ def _loop(
         if saving:
             checkpoint.save(path, now)
             good = now
-        if stop and not last:
+        if stop:
             return now, "terminated" if signal.SIGTERM in stop else "interrupted"
         if int(now.stopped_early):
             return now, "early"

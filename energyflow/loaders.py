@@ -4,6 +4,7 @@ Three coordinate systems: raw (pixel counts, or whatever the file holds), data u
 and whitened coordinates z, in which networks and chains work. log p(x) = log p(z) - log_det.
 """
 
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,7 +110,8 @@ def load_dataset(source: str, seed: int, *, whiten: str = "auto") -> Dataset:
     """Load "digits" (scikit-learn's 8x8 digits, levels 0..16) or a .npy / .npz file of rows, and split it.
 
     source: a file holds one array (n, ...) of numbers; integers are dequantised, floats are not. A quarter of the rows
-    (450 of the 1797 digits) is the test part, a tenth of the rest is held out for early stopping; both by `seed`.
+    (450 of the 1797 digits) is the test part, a tenth of the rest is held out for early stopping; both by `seed`. The
+    number of levels is read off all rows: it says what values there are, and fits nothing.
     whiten: "full" (Cholesky of the training covariance), "diagonal", or "auto" (full where there are at least 5 rows a
     dimension).
     Raises ValueError, in one sentence, for a file that cannot be data.
@@ -134,15 +136,16 @@ def _read(path: Path) -> np.ndarray:
         raise ValueError(f"{path} does not exist; give a .npy or .npz file, or the word digits")
     try:
         data = np.load(path, allow_pickle=False)
-        if isinstance(data, np.lib.npyio.NpzFile):
-            if len(data.files) != 1:
-                raise ValueError(f"{path} holds {len(data.files)} arrays ({', '.join(data.files)}); it must hold one")
-            data = data[data.files[0]]
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{path} is not a .npy or .npz file: {error}") from None
+        names = data.files if isinstance(data, np.lib.npyio.NpzFile) else []
+        data = data[names[0]] if len(names) == 1 else data
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        reason = "" if "pickle" in str(error) else f": {error}"  # NumPy's advice there is to load it unsafely
+        raise ValueError(f"{path} is not a .npy or .npz file of numbers{reason}") from None
+    if isinstance(data, np.lib.npyio.NpzFile):
+        raise ValueError(f"{path} holds {len(names)} arrays ({', '.join(names)}); it must hold one")
     if not (np.issubdtype(data.dtype, np.floating) or np.issubdtype(data.dtype, np.integer)):
         raise ValueError(f"{path} has dtype {data.dtype}; rows of integers or floats are needed")
-    if data.ndim < 2 or len(data) < 20:
+    if data.ndim < 2 or len(data) < 20 or not data.size:
         raise ValueError(f"{path} has shape {data.shape}; at least 20 rows of shape (n, ...) are needed")
     bad = np.argwhere(~np.isfinite(data.reshape(len(data), -1)))
     if bad.size:
@@ -156,9 +159,10 @@ def _fit_scaling(train: np.ndarray, levels: int, seed: int, whiten: str) -> Scal
     if whiten not in ("auto", "full", "diagonal"):
         raise ValueError(f'whiten must be "auto", "full" or "diagonal"; got {whiten!r}')
     n, dim = train.shape
-    low, high = (0.0, float(levels)) if levels else (float(train.min()), float(train.max()))
+    low, high = float(train.min()), float(train.max())
     if high <= low:
         raise ValueError("the training rows are all one value; there is no density to fit")
+    low, high = (0.0, float(levels)) if levels else (low, high)
     raw_scaling = Scaling(levels, low, high, np.zeros(dim), np.ones(dim))
     x = 2 * (train - low + (0.5 if levels else 0.0)) / (high - low) - 1
     # Dequantisation adds the variance of U[0, 1) to every dimension; continuous data get a floor of 1e-6.

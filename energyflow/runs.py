@@ -60,8 +60,11 @@ def start_run(spec: Spec, folder: Path, *, command: str = "", progress: bool = T
 
     Raises FileExistsError where the folder holds a run already, ValueError for data that cannot be used.
     """
+    spec.validate()
     if (folder / "spec.json").exists():
         raise FileExistsError(f"{folder} holds a run already; resume it, or choose another --out")
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; choose another --out")
     if spec.data != "digits":
         spec = dataclasses.replace(spec, data=str(Path(spec.data).resolve()))
     data = load_dataset(spec.data, spec.seed, whiten=spec.whiten)
@@ -79,9 +82,17 @@ def start_run(spec: Spec, folder: Path, *, command: str = "", progress: bool = T
 
 
 def resume_run(folder: Path, *, progress: bool = True) -> str:
-    """Go on with the run in `folder` from its last checkpoint. Returns how training ended."""
+    """Go on with the run in `folder` from its last checkpoint. Returns how training ended.
+
+    Raises ValueError for a folder that is no run, and where the data are no longer those that the run began with.
+    """
     spec = read_spec(folder)
     data = load_dataset(spec.data, spec.seed, whiten=spec.whiten)
+    scaling = read_scaling(folder)
+    pairs = zip(scaling, data.scaling, strict=True)
+    if not all(np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-6, atol=0) for a, b in pairs):
+        raise ValueError(f"{spec.data} has changed since the run in {folder} began: restore it, or start a new run")
+    data = data._replace(scaling=scaling)
     return _train_and_certify(spec, data, folder, resume=True, progress=progress)
 
 

@@ -22,6 +22,7 @@ Sampler = Literal[
     "mclmc",
 ]
 Phase = Literal["pcd", "cd", "replay", "short-run"]
+Activation = Literal["silu", "gelu", "softplus", "tanh", "relu"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Spec:
     """Kernel of the negative phase."""
     negatives: Phase = "pcd"
     """Negative phase: persistent chains, chains from the data, replay buffer, or fresh noise."""
-    steps: int = 2000
+    steps: int = 4000
     """Optimiser steps at most."""
     batch_size: int = 256
     """Data rows a step."""
@@ -50,7 +51,7 @@ class Spec:
     """Mean acceptance the step size is tuned to; 0 takes the sampler's default."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the tilt's hidden layers."""
-    activation: str = "silu"
+    activation: Activation = "silu"
     """Activation of the tilt."""
     learning_rate: float = 1e-3
     """Adam's, decayed to 0 along a cosine."""
@@ -62,9 +63,9 @@ class Spec:
     """Weight of the squared energies in the loss."""
     whiten: Literal["auto", "full", "diagonal"] = "auto"
     """How data are whitened: by a full covariance, by standard deviations, or full where the rows suffice."""
-    evaluate_every: int = 200
+    evaluate_every: int = 400
     """Steps between estimates of the validation log-likelihood; the best averaged weights are kept."""
-    patience: int = 4
+    patience: int = 3
     """Evaluations without a better one before training stops early; 0 never stops."""
     checkpoint_every: int = 100
     """Steps between checkpoints: what kill -9 can lose."""
@@ -76,6 +77,20 @@ class Spec:
     """Draws per chain kept from the final model, from 64 chains started half at the base and half at training rows."""
     thin: int = 100
     """Transitions per kept draw; a quarter as many again are discarded first."""
+
+    def validate(self) -> None:
+        """Raise ValueError naming the first setting that is out of its range."""
+        from_1 = "steps", "batch_size", "chains", "evaluate_every", "checkpoint_every", "temperatures", "draws", "thin"
+        from_0 = "seed", "moves", "patience", "step_size", "learning_rate", "weight_decay", "l2"
+        smallest = dict.fromkeys(from_1, 1) | dict.fromkeys(from_0, 0) | {"annealing_chains": 2}
+        for name, bound in smallest.items():
+            if not getattr(self, name) >= bound:
+                raise ValueError(f"{name} must be at least {bound}; got {getattr(self, name)}")
+        if any(width < 1 for width in self.hidden):
+            raise ValueError(f"the widths of hidden layers must be at least 1; got {self.hidden}")
+        for name in ("ema_decay", "target_acceptance"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1); got {getattr(self, name)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""

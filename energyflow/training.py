@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import Partial
 
 from energyflow.energy import as_energy, combine, partition
 from energyflow.types import Array, Key, Objective, Tree
@@ -48,16 +47,21 @@ def init(
     Raises ValueError where the energy has nothing to train.
     """
     key = jax.random.key(key) if isinstance(key, int) else key
-    energy = jax.tree.map(jnp.array, as_energy(energy))
+    energy = jax.tree.map(_owned, as_energy(energy))
     trainable, _ = partition(energy)
     if not jax.tree.leaves(trainable):
         raise ValueError(
             "this energy has no trainable leaf: every floating-point array in it is frozen, or it has none"
         )
     init_key, run_key = jax.random.split(key)
-    objective_state = jax.tree.map(jnp.array, objective.init(init_key, energy, batch))
-    ema = jax.tree.map(jnp.array, energy)
+    objective_state = jax.tree.map(_owned, objective.init(init_key, energy, batch))
+    ema = jax.tree.map(_owned, energy)
     return TrainState(energy, ema, optimizer.init(trainable), objective_state, run_key, jnp.zeros((), jnp.int32))
+
+
+def _owned(leaf: Any) -> Array:
+    """Return a copy whose dtype no arithmetic changes: a Python number, or an array made of one, is weakly typed."""
+    return jnp.array(leaf, dtype=jnp.result_type(leaf))
 
 
 def make_step(
@@ -65,11 +69,12 @@ def make_step(
 ) -> Callable[[TrainState, Tree], tuple[TrainState, dict[str, Array]]]:
     """Return the jitted `step(state, batch) -> (state, metrics)`, which is also a `lax.scan` body.
 
-    ema_decay: of the averaged weights, per step, with Adam's bias correction (the average starts at the first weights
-    it sees); 0 keeps `state.ema` equal to `state.energy`. The settings of the objective are arguments of the compiled
-    function: another step size or other weights compile nothing. Metrics add `loss`, `gradient_norm`, `step`.
+    ema_decay: of the averaged weights, per step; at step n it is at most (n-1)/(n+9), so the average starts at the
+    first trained weights. 0 keeps `state.ema` equal to `state.energy`. The settings of the objective are arguments of
+    the compiled function: another step size or other weights compile nothing. Metrics add `loss`, `gradient_norm`,
+    `step`.
     """
-    return functools.partial(_step, optimizer, Partial(as_energy(objective.loss)), ema_decay)
+    return functools.partial(_step, optimizer, as_energy(objective.loss), ema_decay)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -116,35 +121,52 @@ def guarded(
 ) -> Iterator[tuple[TrainState, dict[str, Array]]]:
     """Pass a training stream through, judging its metrics every `every` steps.
 
-    Raises TrainingDiverged, which names the cause and holds the last healthy state, when the loss or gradient is not
-    finite, when chains without an accept step leave the finite numbers, or when the energy gap runs away.
+    Raises TrainingDiverged, which names the first cause since the last healthy state and holds that state, when the
+    loss or gradient is not finite, when chains leave the finite numbers, or when the energy gap runs away.
     """
-    good, gaps = None, []
+    good, gaps, recent = None, [], []
     for count, (state, metrics) in enumerate(stream):
+        recent.append(metrics)
         if count % every == 0:
-            reason = trouble({name: float(value) for name, value in metrics.items()}, gaps)
-            if reason:
-                raise TrainingDiverged(f"step {int(state.step)}: {reason}", good)
-            good = state
+            before = gaps.copy()
+            if trouble(_floats(metrics), gaps):
+                raise TrainingDiverged(_first_trouble(recent, before), good)
+            good, recent = state, []
         yield state, metrics
+
+
+def _floats(metrics: dict[str, Array]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _first_trouble(rows: list[dict[str, Array]], gaps: list[float]) -> str:
+    """Return what went wrong first: a blow-up of the chains spoils the weights, and then the loss, a step later."""
+    for row in map(_floats, rows):
+        reason = trouble(row, gaps)
+        if reason:
+            return f"step {int(row['step'])}: {reason}"
+    raise AssertionError("called without trouble")
 
 
 def trouble(metrics: dict[str, float], gaps: list[float]) -> str | None:
     """Return what is wrong with one row of metrics, or None; appends the row's gap to `gaps`, the history judged by."""
+    if math.isfinite(metrics.get("energy_data", 0.0)):  # the weights are sound: look at the chains
+        if "acceptance_rate" not in metrics and metrics.get("divergent", 0.0) > 0:
+            return (
+                f"{100 * metrics['divergent']:.2g} % of the unadjusted sampler's moves left the finite numbers: its "
+                "step size is too large for the energy's curvature; lower it, or use an adjusted kernel such as mala"
+            )
+        if not math.isfinite(metrics.get("energy_model", 0.0)):
+            return f"the energy of the chains is {metrics['energy_model']}: {_LEFT}"
     for name in ("loss", "gradient_norm"):
         if not math.isfinite(metrics.get(name, 0.0)):
             return f"the {name.replace('_', ' ')} is {metrics[name]}; lower the learning rate"
-    if "acceptance_rate" not in metrics and metrics.get("divergent", 0.0) > 0:
-        return (
-            f"{100 * metrics['divergent']:.2g} % of the unadjusted sampler's moves left the finite numbers: its step "
-            "size is too large for the energy's curvature; lower it, or use an adjusted kernel such as mala"
-        )
     gap = abs(metrics.get("gap", 0.0))
     typical = max(1.0, statistics.median(gaps[-100:]) if gaps else gap)
     gaps.append(gap)
     if gap > 1000 * typical:
-        return (
-            f"the energy gap is {metrics['gap']:.3g}, a thousand times its usual size: the chains have left the model; "
-            "use an adjusted kernel, a smaller step size or a lower learning rate"
-        )
+        return f"the energy gap is {metrics['gap']:.3g}, a thousand times its usual size: {_LEFT}"
     return None
+
+
+_LEFT = "the chains have left the model; use an adjusted kernel, a smaller step size or a lower learning rate"

@@ -25,7 +25,9 @@ def main(plot: str | None) -> None:
         trace = ef.sample_chains(0, kernel, ef.logdensity(banana), start, 1000, warmup=200)
         verdict = ef.check(trace)
         print(f"{name}: {verdict.verdict}")
-        print(f"  acceptance {trace.stats.acceptance_rate.mean():.3f}, mean jump {trace.stats.jump_distance.mean():.3f}")
+        print(
+            f"  acceptance {trace.stats.acceptance_rate.mean():.3f}, mean jump {trace.stats.jump_distance.mean():.3f}"
+        )
         print(f"  mean of x^2: {np.mean(trace.position[..., 0] ** 2):.1f} (exact: 25)")
         for problem in verdict.problems:
             print(f"  - {problem}")

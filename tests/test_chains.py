@@ -12,7 +12,7 @@ from energyflow.kernels import dynamic_hmc, ghmc, hmc, mala, mclmc, ula
 
 KERNELS = {
     "mala": mala(0.2),
-    "ula": ula(0.1),
+    "ula": ula(0.01),
     "mclmc": mclmc(0.3),
     "ghmc": ghmc(0.4),
     "dynamic_hmc": dynamic_hmc(0.3, 4),
@@ -20,7 +20,7 @@ KERNELS = {
 NAMES = [
     pytest.param("mala", marks=pytest.mark.core),
     "ula",
-    "mclmc",
+    pytest.param("mclmc", marks=pytest.mark.slow),
     pytest.param("ghmc", marks=pytest.mark.blackjax_promotes("ghmc")),
     pytest.param("dynamic_hmc", marks=pytest.mark.blackjax_promotes("dynamic_hmc")),
 ]
@@ -64,10 +64,10 @@ def select(tree, index):
 @pytest.mark.parametrize("name", NAMES)
 def test_chunks_and_resumption_change_no_draw(name, key):
     whole = run(key, name)
-    chunked = run(key, name, chunk_size=5)
+    chunked = run(key, name, chunk_size=4)
     assert_same(whole._replace(final=None), chunked._replace(final=None))
     assert_same(raw(whole.final), raw(chunked.final))
-    first = run(key, name, num_draws=8)
+    first = run(key, name, num_draws=8, chunk_size=4)
     second = run(key, name, num_draws=4, resume=first.final)
     assert_same(second._replace(final=None), select(whole._replace(final=None), np.s_[:, 8:]))
     assert_same(raw(whole.final), raw(second.final))
@@ -89,11 +89,12 @@ def test_thinning_and_warmup_select_transitions(key):
 
 
 def test_an_interrupted_warmup_is_finished_by_the_resumed_run(key):
-    whole = run(key, num_draws=6, warmup=6)
-    start = run(key, num_draws=0, warmup=2)
-    assert start.position is None and start.final.step == 2
-    rest = run(key, num_draws=6, warmup=6, resume=start.final)
+    whole = run(key, num_draws=4, warmup=8, chunk_size=4)
+    start = run(key, num_draws=0, warmup=4)
+    assert start.position is None and start.final.step == 4
+    rest = run(key, num_draws=4, warmup=8, chunk_size=4, resume=start.final)
     assert_same(whole._replace(final=None), rest._replace(final=None))
+    assert rest.final.step == 12
 
 
 @pytest.mark.core
@@ -160,7 +161,7 @@ def test_an_int_is_the_seed_of_a_key():
 @pytest.mark.core
 def test_only_the_fields_asked_for_are_kept(key):
     whole = run(key)
-    for fields in (("position",), ("acceptance_rate", "logdensity"), FIELDS):
+    for fields in (("position",), ("acceptance_rate", "logdensity"), FIELDS[::-1]):
         trace = run(key, fields=fields)
         everything = {"position": trace.position, "logdensity": trace.logdensity, **trace.stats._asdict()}
         assert {name for name, value in everything.items() if value is not None} == set(fields)
@@ -203,11 +204,8 @@ def cliff(x):
 
 
 @pytest.mark.core
-def test_a_diverging_unadjusted_chain_is_stopped_named_and_its_earlier_draws_kept(key):
-    """At h = .5 Euler steps of a quartic beyond |x| = 2 explode: chain 2 is sent there by the start of its second chunk.
-
-    The transition named is the one at which a replay by hand first leaves the finite numbers.
-    """
+def test_a_diverging_unadjusted_chain_is_stopped_and_named(key):
+    """Chain 2, put where Euler steps of a quartic explode, is named with the transition that a replay by hand finds."""
     start = jnp.array([[0.1, 0.2], [0.3, 0.1], [0.2, 0.2]])
     whole = sample_chains(jax.random.clone(key), ula(0.02), cliff, start, 8, chunk_size=4)
     final = whole.final._replace(state=whole.final.state._replace(position=start.at[2].set(40.0)))

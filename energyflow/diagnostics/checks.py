@@ -80,8 +80,8 @@ def _unusable_draws(x: np.ndarray, labels: list[str]) -> Iterator[Problem]:
         chain, draw, dim = bad[0]
         yield (
             "non-finite draws",
-            f"{len(bad)} of {x.size} values, first in chain {chain}, draw {draw}, {labels[dim]}; find the start or step that left "
-            "the finite numbers, and sample again",
+            f"{len(bad)} of {x.size} values, first in chain {chain}, draw {draw}, {labels[dim]}; find the start or "
+            "step that left the finite numbers, and sample again",
         )
         return
     still = np.flatnonzero((x == x[:, :1]).all(axis=(1, 2))) if draws > 1 else np.array([], int)
@@ -139,8 +139,9 @@ def _drift(x: np.ndarray, labels: list[str]) -> Iterator[Problem]:
     if surprise[worst] and size[worst] > 0.2:
         yield (
             "drifting chains",
-            f"the second half of the draws lies {size[worst]:.2g} standard deviations from the first in {labels[worst]}, "
-            "in all chains alike; discard more draws as warmup, and check that the energy rises in every direction",
+            f"the second half of the draws lies {size[worst]:.2g} standard deviations from the first in "
+            f"{labels[worst]}, in all chains alike; discard more draws as warmup, and check that the energy rises in "
+            "every direction",
         )
 
 
@@ -156,8 +157,8 @@ def _disagreement(x: np.ndarray, labels: list[str], numbers: dict[str, float]) -
         found.append(
             (
                 "chains disagree",
-                f"R-hat {numbers['r_hat']:.3f} in {labels[dim]}, chain {apart} furthest from the others; run longer, or "
-                "look for separated modes",
+                f"R-hat {numbers['r_hat']:.3f} in {labels[dim]}, chain {apart} furthest from the others; run longer, "
+                "or look for separated modes",
             )
         )
     if numbers.get("ess", np.inf) < MIN_ESS:

@@ -33,7 +33,8 @@ def bind(kernel: Kernel, logdensity: LogDensity) -> Algorithm:
 
 def _below_infinity(logdensity: LogDensity, position: Tree) -> jax.Array:
     value = logdensity(position)
-    return jnp.where(value < jnp.inf, value, jnp.nan)
+    # Added, not selected: the gradient then does not depend on the value, which kernels that only drift never compute.
+    return value + jax.lax.stop_gradient(jnp.where(value < jnp.inf, 0.0, jnp.nan))
 
 
 def adapt(

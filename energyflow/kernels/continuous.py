@@ -197,7 +197,9 @@ def _elliptical_slice(logdensity: LogDensity, mean: Any, covariance: Any) -> Alg
         return PointState(position, logdensity(position))
 
     def step(key: Key, state: Any) -> tuple[PointState, Any]:
-        start: Any = blackjax.elliptical_slice.init(state.position, lambda _: state.logdensity - gaussian(state.position))
+        start: Any = blackjax.elliptical_slice.init(
+            state.position, lambda _: state.logdensity - gaussian(state.position)
+        )
         new, _ = inner.step(key, start)
         return PointState(new.position, new.logdensity + gaussian(new.position)), _Accepted(jnp.asarray(True))
 

@@ -14,6 +14,8 @@ GRADES = {
     "inconsistent": "bad",
     "non-finite draws": "bad",
     "frozen chains": "bad",
+    "frozen dimensions": "bad",
+    "drifting chains": "bad",
     "chains disagree": "bad",
     "divergences": "bad",
     "diverged": "bad",

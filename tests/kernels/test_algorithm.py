@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from energyflow.chains import advance, advance_chains, sample_chains
+from energyflow.chains import advance, advance_chains
 from energyflow.kernels import (
     adjusted_mclmc,
     barker,
@@ -129,11 +129,15 @@ def test_only_kernels_with_an_accept_step_report_acceptance(name):
 # The guards. Raw BlackJAX accepts what these tests show it to accept: when a release stops that, they will say so.
 
 
-def overflowing() -> tuple:
-    """A standard Gaussian, a dense covariance and a step, from which momenta overflow to a kinetic energy of -inf."""
-    factor = np.random.default_rng(0).normal(size=(10, 10))
-    mass = jnp.asarray(factor @ factor.T, jnp.float32)
-    return Partial(quadratic, 1.0), mass, 1e4, jax.random.normal(jax.random.key(1), (512, 10))
+def minus_infinity() -> tuple:
+    """A dense inverse mass M, a start and a step after which p'Mp, positive, comes out as -inf in float32.
+
+    M (1, 1, 1) = (-1, .6, .6), so for p = c (1, 1, 1) the first of the three products p_i (Mp)_i is -c^2. A leapfrog
+    step of e from x = M^-1 (1, 1, 1) ends at p = e^3/4 (1, 1, 1): e = 4.35e6 puts c^2 at 4.2e38, beyond float32.
+    """
+    image = np.array([-1.0, 0.6, 0.6])
+    mass = np.outer(image, image) / image.sum() + np.eye(3) - 1 / 3
+    return jnp.asarray(mass, jnp.float32), jnp.asarray(np.linalg.solve(mass, np.ones(3)), jnp.float32), 4.35e6
 
 
 @pytest.mark.core
@@ -141,32 +145,27 @@ def overflowing() -> tuple:
 @pytest.mark.parametrize(
     ("raw_kernel", "kernel"),
     [
-        pytest.param(Partial(blackjax.hmc, num_integration_steps=2), functools.partial(hmc, num_integration_steps=2)),
-        pytest.param(
-            functools.partial(blackjax.nuts, max_num_doublings=3), functools.partial(nuts, max_num_doublings=3)
-        ),
+        (functools.partial(blackjax.hmc, num_integration_steps=1), functools.partial(hmc, num_integration_steps=1)),
+        (functools.partial(blackjax.nuts, max_num_doublings=1), functools.partial(nuts, max_num_doublings=1)),
     ],
     ids=["hmc", "nuts"],
 )
-def test_a_kinetic_energy_of_minus_infinity_is_accepted_by_blackjax_and_rejected_here(raw_kernel, kernel):
-    logdensity, mass, step, x = overflowing()
+def test_a_kinetic_energy_of_minus_infinity_is_accepted_by_blackjax_and_rejected_here(raw_kernel, kernel, key):
+    mass, x, step = minus_infinity()
+    logdensity = Partial(quadratic, 1.0)
     raw = raw_kernel(logdensity, step_size=step, inverse_mass_matrix=mass)
     guarded = bind(kernel(step, inverse_mass_matrix=mass), logdensity)
 
     @jax.jit
-    def step_both(keys):
-        state = jax.vmap(raw.init)(x)
-        return jax.vmap(raw.step)(keys, state), jax.vmap(guarded.step)(keys, state)
+    def step_both(key):
+        state = raw.init(x)
+        return raw.step(key, state), guarded.step(key, state)
 
-    (raw_state, raw_info), (state, info) = step_both(jax.random.split(jax.random.key(2), len(x)))
-    fooled = (raw_info.energy == -jnp.inf) & jnp.any(raw_state.position != x, axis=1)
-    assert fooled.sum() > 3
-    assert not raw_info.is_divergent[fooled].any()
-    assert np.abs(raw_state.position[fooled]).max() > 1e10
-    assert jnp.array_equal(state.position[fooled], x[fooled])
-    assert info.is_divergent[fooled].all()
-    assert jnp.all(info.acceptance_rate[fooled] == 0.0)
-    assert np.abs(state.position).max() < 1e10
+    (raw_state, raw_info), (state, info) = step_both(key)
+    assert raw_info.energy == -jnp.inf and raw_info.acceptance_rate == 1.0 and not raw_info.is_divergent
+    assert jnp.abs(raw_state.position).max() > 1e12
+    assert jnp.array_equal(state.position, x)
+    assert info.is_divergent and info.acceptance_rate == 0.0
 
 
 @pytest.mark.core
@@ -212,15 +211,14 @@ def test_a_new_energy_keeps_the_momentum_and_nothing_that_it_made_stale(key):
 def test_new_weights_steps_and_scales_compile_nothing(make, key, count_compilations):
     def use(h, weight):
         kernel, logdensity = make(h, np.full(2, weight, np.float32)), Partial(quadratic, np.float32(weight))
-        x = np.zeros((4, 2), np.float32)
-        advance_chains(jax.random.clone(key), kernel, logdensity, x, 3)
-        return sample_chains(jax.random.clone(key), kernel, logdensity, x, 4, warmup=2)
+        end, _ = advance_chains(jax.random.clone(key), kernel, logdensity, np.zeros((4, 2), np.float32), 3)
+        return np.asarray(end)
 
     first = use(0.1, 1.0)
     with count_compilations() as made:
         second = use(0.3, 2.0)
     assert made.count == 0
-    assert not np.array_equal(first.position, second.position)
+    assert not np.array_equal(first, second)
 
 
 def walk(scale, key, position):

@@ -253,7 +253,9 @@ def test_gradients_are_counted(key):
     """K moves of one gradient, one to start: per chain and direction; HMC multiplies by its steps."""
     run = anneal_forward(key, annealing_path(simple, BASE), ef.mala(0.1), np.linspace(0, 1, 31), None, jnp.ones((8, 2)))
     assert run.num_gradients == 8 * 31
-    run = anneal_reverse(key, annealing_path(simple, BASE), ef.hmc(0.1, 3), np.linspace(0, 1, 31), None, jnp.ones((8, 2)))
+    run = anneal_reverse(
+        key, annealing_path(simple, BASE), ef.hmc(0.1, 3), np.linspace(0, 1, 31), None, jnp.ones((8, 2))
+    )
     assert run.num_gradients == 8 * (3 * 30 + 1)
 
 
@@ -261,7 +263,8 @@ def test_gradients_are_counted(key):
 def test_unrolled_blocks_change_nothing(key):
     path, betas = annealing_path(simple, BASE), np.linspace(0, 1, 6)
     runs = [
-        anneal_forward(key, path, ef.mala(0.1), betas, None, jnp.ones((4, 2)), unroll=unroll) for unroll in (False, True)
+        anneal_forward(key, path, ef.mala(0.1), betas, None, jnp.ones((4, 2)), unroll=unroll)
+        for unroll in (False, True)
     ]
     np.testing.assert_allclose(runs[0].log_weights, runs[1].log_weights, rtol=1e-5)
     np.testing.assert_allclose(runs[0].position, runs[1].position, rtol=1e-4, atol=1e-5)

@@ -52,8 +52,12 @@ def test_a_swapped_direction_is_caught():
     """Negative control: reverse values with the wrong sign of the work give a bracket that crosses or widens."""
     forward, reverse = crooks_pair(np.random.default_rng(3), 256, 1.0, 5.0)
     wrong = 10.0 - reverse  # log Z - (R - log Z)
-    good = combine(forward, reverse, "exact", num_gradients=1, position=None, betas=np.zeros(2), acceptance=None, steps=None)
-    bad = combine(forward, wrong, "exact", num_gradients=1, position=None, betas=np.zeros(2), acceptance=None, steps=None)
+    good = combine(
+        forward, reverse, "exact", num_gradients=1, position=None, betas=np.zeros(2), acceptance=None, steps=None
+    )
+    bad = combine(
+        forward, wrong, "exact", num_gradients=1, position=None, betas=np.zeros(2), acceptance=None, steps=None
+    )
     assert good.lower < 5.0 < good.upper and good.verdict == "bracketed"
     assert bad.verdict in ("inconsistent", "wide") or not bad.lower < 5.0 < bad.upper
 

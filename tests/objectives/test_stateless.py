@@ -28,7 +28,8 @@ def test_a_plain_loss_trains_by_its_own_gradient():
     state = ef.init(0, Partial(level, jnp.array(start)), objective, optimizer, batch)
     assert state.objective_state is None
     step = ef.make_step(objective, optimizer)
-    for n, (state, metrics) in enumerate(ef.train(state, step, [batch] * 6)):  # noqa: B007
+    for n in range(6):
+        state, metrics = step(state, batch)
         before = 3 + 0.75**n * (start - 3)
         assert np.isclose(metrics["mean_energy"], before - 3, rtol=1e-5)
         assert np.isclose(metrics["gradient_norm"], abs(before - 3), rtol=1e-5)
