@@ -115,7 +115,7 @@ def _save_samples(folder: Path, energy: Any, data: Dataset, trace: Trace, seed: 
 
 
 def _compare(data: Dataset, test: Likelihood, log_z: LogZ, seed: int) -> list[dict[str, Any]]:
-    """Compare per test point on the conservative side, log Z at its upper side; the others also fit the held-out rows."""
+    """Compare per test point with log Z at its upper side; the classical densities also fit the held-out rows."""
     ours, rows = test.unnormalised - log_z.upper, []
     fitted_on = np.concatenate([data.part_x("train", seed), data.part_x("validation", seed)])
     for baseline in baselines(fitted_on, data.part_x("test", seed), seed):
@@ -200,10 +200,10 @@ def headline(summary: dict[str, Any]) -> str:
     best = max(rivals, key=lambda row: row["test_log_likelihood"])
     distance = best["difference"] / max(best["difference_stderr"], 1e-12)
     word = "above" if distance > 2 else "below" if distance < -2 else "not distinguishable from"
+    rival = f"{best['name']}, {best['test_log_likelihood']:.2f}"
     return (
         f"Test log-likelihood {test['lower']:.2f} to {test['upper']:.2f} nats; its conservative side is {word} the "
-        f"best classical density ({best['name']}, {best['test_log_likelihood']:.2f}): difference {best['difference']:.2f} "
-        f"+- {best['difference_stderr']:.2f}."
+        f"best classical density ({rival}): difference {best['difference']:.2f} +- {best['difference_stderr']:.2f}."
     )
 
 

@@ -79,19 +79,22 @@ def fit(
 def _loop(
     spec: Spec, data: Dataset, now: Progress, stream: Any, path: Path, log: IO, bar: tqdm, stop: list[int]
 ) -> tuple[Progress, str]:
-    good, gaps, began = now, [], time.perf_counter()
+    good, gaps, recent, began = now, [], [], time.perf_counter()
     for state, metrics in stream:
+        recent.append(metrics)
         now, n = now._replace(state=state), int(state.step)
         last = n == spec.steps
         evaluating = last or n % spec.evaluate_every == 0
         saving = evaluating or n % spec.checkpoint_every == 0 or bool(stop)
         if saving or n % LOG_EVERY == 0:
-            row: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
-            reason = trouble(row, gaps)
-            if reason:
+            row: dict[str, Any] = _floats(metrics)
+            before = gaps.copy()
+            if trouble(row, gaps):
                 if not int(good.best_step):  # the best weights are still the random ones of the start
                     good, _ = _evaluate(spec, data, good)
-                return good, f"diverged: step {n}: {reason}; the state of step {int(good.state.step)} is kept"
+                reason = _first_trouble(recent, before)
+                return good, f"diverged: {reason}; the state of step {int(good.state.step)} is kept"
+            recent = []
             if evaluating:
                 now, row["validation_log_likelihood"] = _evaluate(spec, data, now)
             log.write(json.dumps(row | {"step": n, "seconds": round(time.perf_counter() - began, 3)}) + "\n")
@@ -105,6 +108,16 @@ def _loop(
         if int(now.stopped_early):
             return now, "early"
     return now, "finished"
+
+
+def _floats(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _first_trouble(recent: list[dict[str, Any]], gaps: list[float]) -> str:
+    """Name the step and the cause of what went wrong since the last look: bad chains spoil the loss a step later."""
+    reasons = ((int(metrics["step"]), trouble(_floats(metrics), gaps)) for metrics in recent)
+    return next(f"step {step}: {reason}" for step, reason in reasons if reason)
 
 
 def _evaluate(spec: Spec, data: Dataset, now: Progress) -> tuple[Progress, float]:

@@ -38,7 +38,7 @@ class Scaling(NamedTuple):
         white = centred / self.factor if self.factor.ndim == 1 else np.linalg.solve(self.factor, centred.T).T
         return white.astype(np.float32)
 
-    def from_z(self, z: np.ndarray) -> np.ndarray:
+    def from_z(self, z: Any) -> np.ndarray:
         """Undo `to_z`: (n, d) rows in data units, float64."""
         z = np.asarray(z, np.float64)
         return (z * self.factor if self.factor.ndim == 1 else z @ self.factor.T) + self.center

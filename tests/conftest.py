@@ -33,6 +33,7 @@ RELAXED = {
 BLACKJAX = {  # the state a key lives in, or a select between keys; bool * float32, int32 * float
     "adjusted_mclmc_dynamic": ("jax_debug_key_reuse", "jax_numpy_dtype_promotion"),
     "barker": ("jax_numpy_dtype_promotion",),
+    "dual_averaging": ("jax_numpy_dtype_promotion",),
     "dynamic_hmc": ("jax_debug_key_reuse",),
     "ghmc": ("jax_numpy_dtype_promotion",),
     "nuts": ("jax_debug_key_reuse",),

@@ -11,6 +11,8 @@ from jax.tree_util import Partial
 import energyflow as ef
 from energyflow.tuning import MULTIPLES
 
+pytestmark = pytest.mark.blackjax_promotes("dual_averaging")
+
 CHAINS = 32
 
 
@@ -44,3 +46,46 @@ def test_target_acceptance_is_reached_over_scales_that_differ_by_ten_thousand(na
     for i, scale in enumerate((0.01, 100.0)):
         tuned = tune(jax.random.fold_in(key, i + 1), make(), np.full(8, scale, np.float32), target, num_draws=50)
         assert abs(acceptance_at_target(tuned) - target) < 0.05
+
+
+# Three leapfrog steps: 1, 3 and so on are what the count below is made of.
+
+
+def test_the_step_chosen_buys_the_most_and_the_costs_are_counted(key):
+    """A repeated measurement of every candidate agrees on the best one, up to the noise of an effective sample size."""
+    rounds, moves, draws = 50, 5, 200
+    kernel = ef.hmc(1e-2, 3)
+    tuned = tune(key, kernel, np.ones(8, np.float32), 0.8, num_rounds=rounds, moves_per_round=moves, num_draws=draws)
+    best = max(tuned.candidates, key=lambda c: c.ess_per_1000)
+    assert float(step_size(tuned.kernel)) == best.step_size
+    assert [c.step_size for c in tuned.candidates] == pytest.approx(
+        [m * tuned.candidates[2].step_size for m in MULTIPLES]
+    )
+    # Each round and each candidate starts its chains anew: one gradient more.
+    spent = CHAINS * (rounds * (3 * moves + 1) + len(MULTIPLES) * (3 * draws + 1))
+    assert tuned.num_gradients == spent
+    table = str(tuned).splitlines()
+    assert len(table) == 1 + len(MULTIPLES) and table[1 + tuned.candidates.index(best)].startswith("*")
+
+
+def two_modes(x):
+    return jnp.logaddexp(gaussian(1.0, x - 3.5), gaussian(1.0, x + 3.5))
+
+
+def test_with_separated_modes_a_step_accepted_less_often_is_chosen(key):
+    """The classical rate keeps chains in one mode; long steps cross, and only the effective sample size sees it."""
+    start_key, tune_key = jax.random.split(key)
+    start = jax.random.normal(start_key, (CHAINS, 1)) + 3.5 * jnp.where(jnp.arange(CHAINS) % 2 == 0, 1.0, -1.0)[:, None]
+    tuned = ef.tune(tune_key, ef.rmh(0.1), two_modes, start, target_acceptance=0.7)
+    at_target, chosen = tuned.candidates[2], max(tuned.candidates, key=lambda c: c.ess_per_1000)
+    assert chosen.acceptance_rate < 0.5 and chosen.ess_per_1000 > 2 * at_target.ess_per_1000
+    assert tuned.num_gradients == 0
+
+
+def test_kernels_that_cannot_be_tuned_are_refused(key):
+    start = jnp.zeros((4, 2))
+    for kernel in (ef.ula(0.1), ef.mclmc(0.1)):
+        with pytest.raises(ValueError, match="without an accept step has no acceptance rate to tune by"):
+            ef.tune(0, kernel, partial(gaussian, 1.0), start)
+    with pytest.raises(ValueError, match="this kernel has no step size to read or tune: .*width=1.0"):
+        ef.tune(0, ef.slice_sampling(1.0), partial(gaussian, 1.0), start)

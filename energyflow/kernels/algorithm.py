@@ -59,7 +59,7 @@ def _guarded_step(
 ) -> tuple[Any, Info]:
     new, raw = raw_step(key, state)
     energy = getattr(raw, "energy", 0.0)
-    # An energy of +inf or NaN was rejected by BlackJAX; that rejection stands, because GHMC's turns the momentum around.
+    # BlackJAX rejected an energy of +inf or NaN; that rejection stands, because GHMC's turns the momentum around.
     sound = all_finite((new.position, getattr(new, "logdensity", 0.0))) & (energy != -jnp.inf)
     kept = jax.tree.map(lambda n, o: jnp.where(sound, n, o), new, state)
     proposed = getattr(getattr(raw, "proposal", None), "logdensity", 0.0)

@@ -167,7 +167,7 @@ def _rmh(logdensity: LogDensity, step_size: Any) -> Algorithm:
         accept = jax.random.uniform(accept_key, (), x.dtype) < rate  # never where the rate is NaN
         return jax.tree.map(lambda p, s: jnp.where(accept, p, s), proposal, state), _WalkInfo(rate, proposal)
 
-    return adapt(blackjax.SamplingAlgorithm(init, step))
+    return adapt(pair(init, step))
 
 
 def elliptical_slice(mean: Any, covariance: Any) -> Kernel:
@@ -197,9 +197,8 @@ def _elliptical_slice(logdensity: LogDensity, mean: Any, covariance: Any) -> Alg
         return PointState(position, logdensity(position))
 
     def step(key: Key, state: Any) -> tuple[PointState, Any]:
-        start: Any = blackjax.elliptical_slice.init(
-            state.position, lambda _: state.logdensity - gaussian(state.position)
-        )
+        known = state.logdensity - gaussian(state.position)
+        start = blackjax.elliptical_slice.init(state.position, lambda _: known)
         new, _ = inner.step(key, start)
         return PointState(new.position, new.logdensity + gaussian(new.position)), _Accepted(jnp.asarray(True))
 

@@ -18,7 +18,7 @@ UNUSABLE = {"gmm40_d50"}  # 40 modes in 50 dimensions: the bracket holds, and sa
 
 
 def covering_base(energy, key):
-    """A diagonal Gaussian 1.3 times as wide as the target (at most 40: the funnel's variance is infinite in practice)."""
+    """A diagonal Gaussian 1.3 times as wide as the target (at most 40: the funnel's is endless in practice)."""
     draws = np.asarray(energy.sample(key, 4000))
     scale = np.minimum(1.3 * draws.std(0), 40.0)
     return dist.Normal(jnp.asarray(draws.mean(0)), jnp.asarray(scale)).to_event(1)
