@@ -116,7 +116,7 @@ def _floats(metrics: dict[str, Any]) -> dict[str, float]:
 
 def _first_trouble(recent: list[dict[str, Any]], gaps: list[float]) -> str:
     """Name the step and the cause of what went wrong since the last look: bad chains spoil the loss a step later."""
-    reasons = ((int(metrics["step"]), trouble(_floats(metrics), gaps)) for metrics in recent)
+    reasons = ((int(metrics["step"]), trouble(_floats(metrics), gaps.copy())) for metrics in recent)
     return next(f"step {step}: {reason}" for step, reason in reasons if reason)
 
 

@@ -37,7 +37,7 @@ class Spec:
     """Kernel of the negative phase."""
     negatives: Phase = "pcd"
     """Negative phase: persistent chains, chains from the data, replay buffer, or fresh noise."""
-    steps: int = 4000
+    steps: int = 3000
     """Optimiser steps at most."""
     batch_size: int = 256
     """Data rows a step."""
@@ -55,7 +55,7 @@ class Spec:
     """Activation of the tilt."""
     learning_rate: float = 1e-3
     """Adam's, decayed to 0 along a cosine."""
-    weight_decay: float = 0.5
+    weight_decay: float = 1.0
     """AdamW's decoupled weight decay."""
     ema_decay: float = 0.999
     """Of the averaged weights, which are the ones evaluated and kept."""
@@ -63,13 +63,13 @@ class Spec:
     """Weight of the squared energies in the loss."""
     whiten: Literal["auto", "full", "diagonal"] = "auto"
     """How data are whitened: by a full covariance, by standard deviations, or full where the rows suffice."""
-    evaluate_every: int = 400
+    evaluate_every: int = 300
     """Steps between estimates of the validation log-likelihood; the best averaged weights are kept."""
-    patience: int = 3
+    patience: int = 4
     """Evaluations without a better one before training stops early; 0 never stops."""
     checkpoint_every: int = 100
     """Steps between checkpoints: what kill -9 can lose."""
-    temperatures: int = 6000
+    temperatures: int = 5000
     """Annealing moves per direction of the final bracket."""
     annealing_chains: int = 512
     """Chains per direction of the final bracket."""

@@ -142,7 +142,7 @@ def _floats(metrics: dict[str, Array]) -> dict[str, float]:
 def _first_trouble(rows: list[dict[str, Array]], gaps: list[float]) -> str:
     """Return what went wrong first: a blow-up of the chains spoils the weights, and then the loss, a step later."""
     for row in map(_floats, rows):
-        reason = trouble(row, gaps)
+        reason = trouble(row, gaps.copy())
         if reason:
             return f"step {int(row['step'])}: {reason}"
     raise AssertionError("called without trouble")

@@ -9,6 +9,7 @@ import pytest
 from jax.tree_util import Partial
 
 import energyflow as ef
+from energyflow.kernels import step_size
 from energyflow.tuning import MULTIPLES
 
 pytestmark = pytest.mark.blackjax_promotes("dual_averaging")
@@ -21,46 +22,39 @@ def gaussian(scale, x):
     return -jnp.sum((x / scale) ** 2) / 2
 
 
-SPREAD = np.geomspace(0.01, 100, 8).astype(np.float32)  # standard deviations that differ by 1e4
+SCALES = np.geomspace(0.01, 100, 8).astype(np.float32)  # standard deviations that differ by 1e4
+GUESSES = SCALES * np.array([2, 0.5, 1, 0.7, 1.4, 0.6, 1.7, 1], np.float32)  # what a warm-up may know of them
 KERNELS = {"mala": (partial(ef.mala, 1e-2), 0.574), "hmc": (partial(ef.hmc, 1e-2, 3), 0.8)}
 
 
-def tune(key, kernel, scale, target, **options):
+def tune(key, kernel, scales, target, **options):
     """Tune `kernel` on a Gaussian from exact draws."""
-    start = scale[None] * jax.random.normal(jax.random.fold_in(key, 0), (CHAINS, 8))
-    density = Partial(gaussian, jnp.asarray(scale))
+    start = scales[None] * jax.random.normal(jax.random.fold_in(key, 0), (CHAINS, 8))
+    density = Partial(gaussian, jnp.asarray(scales))
     return ef.tune(jax.random.fold_in(key, 1), kernel, density, start, target_acceptance=target, **options)
-
-
-def acceptance_at_target(tuned):
-    """The acceptance rate, over all draws, at the step that dual averaging settled on."""
-    return tuned.candidates[MULTIPLES.index(1.0)].acceptance_rate
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_target_acceptance_is_reached_over_scales_that_differ_by_ten_thousand(name, key):
-    """Once within one target, its variances as inverse mass matrix; once between targets, without."""
+    """Once within one target, with an inverse mass matrix; once between targets, without: steps differ by up to 1e8.
+
+    Measured over 4 keys: within .02 of the target.
+    """
     make, target = KERNELS[name]
-    tuned = tune(jax.random.fold_in(key, 0), make(inverse_mass_matrix=SPREAD**2), SPREAD, target)
-    assert abs(acceptance_at_target(tuned) - target) < 0.05
-    for i, scale in enumerate((0.01, 100.0)):
-        tuned = tune(jax.random.fold_in(key, i + 1), make(), np.full(8, scale, np.float32), target, num_draws=50)
-        assert abs(acceptance_at_target(tuned) - target) < 0.05
+    cases = [(make(inverse_mass_matrix=GUESSES**2), SCALES), *((make(), GUESSES / SCALES * s) for s in SCALES[[0, -1]])]
+    for i, (kernel, scales) in enumerate(cases):
+        tuned = tune(jax.random.fold_in(key, i), kernel, scales, target, num_draws=50)
+        assert abs(tuned.candidates[MULTIPLES.index(1.0)].acceptance_rate - target) < 0.05
 
 
-# Three leapfrog steps: 1, 3 and so on are what the count below is made of.
-
-
+@pytest.mark.core
 def test_the_step_chosen_buys_the_most_and_the_costs_are_counted(key):
-    """A repeated measurement of every candidate agrees on the best one, up to the noise of an effective sample size."""
-    rounds, moves, draws = 50, 5, 200
+    rounds, moves, draws = 20, 5, 50
     kernel = ef.hmc(1e-2, 3)
-    tuned = tune(key, kernel, np.ones(8, np.float32), 0.8, num_rounds=rounds, moves_per_round=moves, num_draws=draws)
+    tuned = tune(key, kernel, np.ones(8, np.float32), 0.9, num_rounds=rounds, moves_per_round=moves, num_draws=draws)
     best = max(tuned.candidates, key=lambda c: c.ess_per_1000)
-    assert float(step_size(tuned.kernel)) == best.step_size
-    assert [c.step_size for c in tuned.candidates] == pytest.approx(
-        [m * tuned.candidates[2].step_size for m in MULTIPLES]
-    )
+    assert step_size(tuned.kernel) == best.step_size
+    assert np.allclose([c.step_size / tuned.candidates[2].step_size for c in tuned.candidates], MULTIPLES)
     # Each round and each candidate starts its chains anew: one gradient more.
     spent = CHAINS * (rounds * (3 * moves + 1) + len(MULTIPLES) * (3 * draws + 1))
     assert tuned.num_gradients == spent

@@ -62,7 +62,8 @@ def check(trace: Trace | Any) -> Check:
     numbers: dict[str, float] = {}
     if not found:
         numbers = _numbers(flat)
-        found += [*_drift(flat, labels), *_disagreement(flat, labels, numbers)]
+        apart = _disagreement(flat, labels, numbers)
+        found += [*_drift(flat, labels, 1e-3 if apart else 1e-5), *apart]
     if isinstance(trace, Trace):
         numbers |= _sampler_numbers(trace, numbers.get("ess"))
         found += _sampler_problems(numbers)
@@ -128,13 +129,16 @@ def _plain_r_hat(x: np.ndarray) -> np.ndarray:
     return np.sqrt((draws - 1) / draws + between / np.maximum(within, np.finfo(float).tiny))
 
 
-def _drift(x: np.ndarray, labels: list[str]) -> Iterator[Problem]:
-    """Compare the halves of every chain: chains are independent, so at stationarity their mean differences are a t."""
+def _drift(x: np.ndarray, labels: list[str], level: float) -> Iterator[Problem]:
+    """Compare the halves of every chain: chains are independent, so at stationarity their mean difference is a t.
+
+    level: chance of a false alarm; larger where the draws are refused anyway and the question is only what to call it.
+    """
     chains, draws, dims = x.shape
     halves = x[:, -(draws // 2) :].mean(axis=1, dtype=float) - x[:, : draws // 2].mean(axis=1, dtype=float)
     shift, spread = halves.mean(axis=0), halves.std(axis=0, ddof=1)
     size = np.abs(shift) / x.std(axis=(0, 1), dtype=float)
-    surprise = np.abs(shift) * np.sqrt(chains) > student_t.isf(5e-5 / dims, chains - 1) * spread
+    surprise = np.abs(shift) * np.sqrt(chains) > student_t.isf(level / 2 / dims, chains - 1) * spread
     worst = int(np.argmax(size * surprise))
     if surprise[worst] and size[worst] > 0.2:
         yield (

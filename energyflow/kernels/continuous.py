@@ -1,5 +1,7 @@
 """Adjusted kernels on continuous positions: BlackJAX's, by their names, with defaults, counts and guards.
 
+MALA is one leapfrog step of its HMC, and the random walk is written out: both then report what they proposed.
+
 Every public function returns a kernel: a `Partial` of the module-level function below it, whose settings are pytree
 leaves (a new step size compiles nothing) and whose repr is its configuration. `inverse_mass_matrix` is None (identity),
 a vector (diagonal) or a matrix (dense), over the raveled position; it estimates the covariance of the target.

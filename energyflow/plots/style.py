@@ -65,7 +65,8 @@ def shared_bins(values: Sequence[np.ndarray], include: Sequence[float] = ()) -> 
     """Return bin edges over the finite values and over `include`; 3 n^(1/3) bins for the smallest group of n, 10 to 40.
 
     Where a few values lie so far out that they would squeeze the rest into half the picture, the edges cover the middle
-    99 % of the pooled values. Raises ValueError where none is finite.
+    99 % of the pooled values, and never more than ten interquartile ranges beyond the quartiles (annealing weights have
+    long lower tails). Raises ValueError where none is finite.
     """
     finite = [v[np.isfinite(v)] for v in values]
     pooled = np.concatenate(finite) if finite else np.empty(0)
@@ -75,6 +76,9 @@ def shared_bins(values: Sequence[np.ndarray], include: Sequence[float] = ()) -> 
     middle = np.quantile(pooled, [0.005, 0.995])
     if high - low > 2 * (middle[1] - middle[0]) > 0:
         low, high = middle
+    first, third = np.quantile(pooled, [0.25, 0.75])
+    if (reach := 10 * (third - first)) > 0:
+        low, high = max(low, first - reach), min(high, third + reach)
     low, high = min([low, *include]), max([high, *include])
     margin = 0.03 * (high - low) or 0.5
     smallest = min(len(v) for v in finite if len(v))

@@ -8,8 +8,8 @@ from blackjax import barker as blackjax_barker
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
-from energyflow.chains import advance_chains, sample_chains
-from energyflow.kernels import barker
+from energyflow.chains import advance_chains
+from energyflow.kernels import adapt, barker
 from energyflow.types import Algorithm, Info
 from invariance import TARGETS, assert_invariant, assert_not_invariant
 
@@ -25,7 +25,7 @@ KERNELS = {
     "name",
     [
         pytest.param("barker", marks=pytest.mark.core),
-        "barker_scale",
+        pytest.param("barker_scale", marks=pytest.mark.slow),
         pytest.param("blackjax", marks=pytest.mark.blackjax_promotes("barker")),
     ],
 )
@@ -101,14 +101,12 @@ def test_steep_energies_stop_blackjaxs_barker_and_not_this_one(key):
     """
     logdensity = Partial(steep, jnp.float32(1e4))
     start = jnp.ones((256, 16))
-    theirs, ours = (
-        sample_chains(jax.random.clone(key), kernel, logdensity, start, 20)
+    (their_end, theirs), (our_end, ours) = (
+        advance_chains(jax.random.clone(key), kernel, logdensity, start, 2)
         for kernel in (Partial(blackjax_barker, step_size=0.1), barker(0.1))
     )
-    assert np.all(theirs.stats.acceptance_rate == 0.0)
-    assert np.array_equal(theirs.position[:, -1], start)
-    assert np.all(ours.stats.acceptance_rate[:, 0] == 1.0)
-    assert np.all(ours.logdensity[:, -1] > ours.logdensity[:, 0])
+    assert theirs["acceptance_rate"] == 0.0 and jnp.array_equal(their_end, start)
+    assert ours["acceptance_rate"] == 1.0 and jnp.all(jnp.sum(our_end**2, axis=1) < 16.0)
 
 
 @pytest.mark.blackjax_promotes("barker")
@@ -116,10 +114,10 @@ def test_blackjaxs_nan_acceptance_is_reported_as_a_rejection(key):
     """A step of 1e30 makes its acceptance rate inf - inf: adapted, that is 0, divergent, and the chain stays."""
     logdensity = Partial(steep, jnp.float32(1.0))
     raw = blackjax_barker(logdensity, step_size=1e30)
-    start = jnp.ones((64, 2))
-    _, info = jax.jit(jax.vmap(raw.step))(jax.random.split(key, 64), jax.vmap(raw.init)(start))
-    assert np.isnan(info.acceptance_rate).all()
-    trace = sample_chains(jax.random.clone(key), Partial(blackjax_barker, step_size=1e30), logdensity, start, 3)
-    assert np.all(trace.stats.acceptance_rate == 0.0)
-    assert np.all(trace.stats.is_divergent)
-    assert np.array_equal(trace.position[:, -1], start)
+    state = raw.init(jnp.ones(2))
+    (_, raw_info), (new, info) = jax.jit(
+        lambda key: (raw.step(key, state), adapt(raw).step(jax.random.clone(key), state))
+    )(key)
+    assert jnp.isnan(raw_info.acceptance_rate)
+    assert info.acceptance_rate == 0.0 and info.is_divergent
+    assert jnp.array_equal(new.position, state.position)

@@ -51,7 +51,7 @@ KERNELS = {
     "elliptical_slice_dense": elliptical_slice(np.array([0.5, -0.5], np.float32), 3 * DENSE),
     "slice_sampling": slice_sampling(1.0),
 }
-SLOW = {"mala_diagonal", "mala_dense", "nuts_dense", "dynamic_hmc_dense", "ghmc_diagonal"}
+SLOW = {"mala_diagonal", "mala_dense", "hmc_diagonal", "nuts_dense", "dynamic_hmc_dense", "ghmc_diagonal"}
 CORE = {"mala", "hmc_dense", "ghmc"}
 LENIENT = {"nuts", "dynamic_hmc", "ghmc", "slice_sampling"}
 SEE_NO_WALL = {"slice_sampling": ("nan_wall", "high_wall", "deep_wall"), "elliptical_slice": ("high_wall",)}

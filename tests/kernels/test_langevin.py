@@ -65,7 +65,7 @@ def test_temperature_is_half_the_squared_noise_over_the_step():
 def clipped_chain_density(step, noise, clip, precision) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and stationary probabilities of x' = x - eta clip(lambda x) + sigma z, by power iteration on a grid."""
     bend, scale = clip / precision, noise**2 / (2 * step * clip)
-    x = np.linspace(-1, 1, 1601) * (bend + 25 * scale)
+    x = np.linspace(-1, 1, 601) * (bend + 25 * scale)
     mean = x - step * np.clip(precision * x, -clip, clip)
     kernel = np.exp(-0.5 * ((x[None, :] - mean[:, None]) / noise) ** 2)
     kernel /= kernel.sum(axis=1, keepdims=True)
@@ -95,7 +95,7 @@ def test_a_clipped_gradient_samples_the_huberised_energy(key):
     assert variance > 5 * temperature / PRECISION
     start_key, move_key = jax.random.split(key)
     uniform = np.asarray(jax.random.uniform(start_key, (NUM_CHAINS,)))
-    start = jnp.asarray(np.interp(uniform, np.cumsum(density), x), jnp.float32)[:, None]
+    start = jnp.asarray(np.interp(uniform, np.cumsum(density) - density / 2, x), jnp.float32)[:, None]
     kernel = langevin(step, noise, gradient_clip=clip)
     end, _ = advance_chains(jax.random.clone(move_key), kernel, Partial(gaussian, PRECISION), start, NUM_STEPS)
     assert_mean(np.asarray(end) ** 2, variance)
