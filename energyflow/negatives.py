@@ -123,7 +123,7 @@ def short_run(
     length from this start.
     """
     moves = Moves(as_energy(kernel), tuner, num_steps, unroll)
-    settings = ShortRun(moves, from_normal() if start is None else start, num_chains)
+    settings = ShortRun(moves, from_normal() if start is None else as_energy(start), num_chains)
     return Negatives(Partial(_short_run_init, settings), Partial(_short_run_draw, settings))
 
 
@@ -219,7 +219,7 @@ def replay(
     if policy not in ("in_place", "fifo", "reservoir"):
         raise ValueError(f'policy must be "in_place", "fifo" or "reservoir"; got {policy!r}')
     moves = Moves(as_energy(kernel), tuner, num_steps, unroll)
-    start = from_normal() if start is None else start
+    start = from_normal() if start is None else as_energy(start)
     settings = Persistent(moves, start, reinit or None, capacity, num_chains, policy)
     return Negatives(Partial(_buffer_init, settings), Partial(_buffer_draw, settings))
 

@@ -313,7 +313,7 @@ def test_fifo_appends_copies_at_its_pointer_and_lineages_die_out(key):
 
 def test_reservoir_keeps_every_sample_ever_made_with_equal_chance(key):
     """With re-initialisation 1 each sample is a lineage of its own, numbered in the order they were made."""
-    capacity, num, draws, repetitions = 8, 6, 7, 4096
+    capacity, num, draws, repetitions = 8, 6, 5, 2048
     negatives = ef.replay(COUNTING, 1, capacity=capacity, num_chains=num, policy="reservoir", reinit=1.0)
 
     @jax.jit
@@ -472,6 +472,26 @@ def test_an_unrolled_draw_is_the_looped_one(key):
     assert np.allclose(looped, unrolled, rtol=1e-5, atol=1e-6)
 
 
+def test_starts_and_negative_phases_may_be_plain_functions():
+    """Through the jitted training step, whose arguments they are."""
+
+    def corner(key, energy, batch, num):
+        return jnp.full((num, *batch.shape[1:]), 9.0)
+
+    def draw(key, energy, batch, state):
+        fake = batch + 1 if state is None else state
+        return fake, None, state, {}
+
+    batch, optimizer = jnp.ones((4, 2)), optax.sgd(0.1)
+    hand_made = Negatives(lambda key, energy, batch: None, draw)
+    for negatives in (ef.pcd(COUNTING, 1, start=corner), ef.short_run(COUNTING, 1, start=corner), hand_made):
+        objective = ef.contrastive(negatives)
+        state = ef.init(0, Gaussian(1.0, 0.0), objective, optimizer, batch)
+        state, metrics = ef.make_step(objective, optimizer)(state, batch)
+        # The counting kernel goes down the Gaussian's slope at step 1, which is to its mean.
+        assert metrics["energy_model"] == (4.0 if negatives is hand_made else 0.0)
+
+
 # What is refused
 
 
@@ -492,12 +512,11 @@ def test_what_cannot_be_drawn_is_refused(key):
 # Step sizes that adapt inside a negative phase
 
 
-@pytest.mark.parametrize(("tuner", "rate"), [(ef.by_acceptance(0.574), 0.574), (ef.by_jump(0.7), 0.7)])
-def test_a_tuner_inside_pcd_reaches_its_acceptance_or_its_floor(tuner, rate, key):
-    """From a step 100 times too small, on a Gaussian in 10 dimensions, whose largest jumps are accepted less often."""
-    negatives = ef.pcd(ef.mala(3e-3), 1, tuner=tuner)
+def test_a_tuner_inside_pcd_reaches_its_acceptance(key):
+    """From a step 100 times too small, on a Gaussian in 10 dimensions; the tuners' own laws are in test_stepsize."""
+    negatives = ef.pcd(ef.mala(3e-3), 1, tuner=ef.by_acceptance(0.574))
     data = jax.random.normal(jax.random.fold_in(key, 1000), (256, 10))
     metrics = draw_many(negatives, key, Gaussian(1.0, 0.0), data, 250)[1][2]
     # Of 100 draws and 256 chains the mean rate has a standard error of .3/sqrt(25600) = .002, were they independent.
-    assert abs(metrics["acceptance_rate"][-100:].mean() - rate) < 0.03
+    assert abs(metrics["acceptance_rate"][-100:].mean() - 0.574) < 0.02
     assert metrics["step_size"][-1] > 0.1

@@ -36,13 +36,14 @@ def tune(key, kernel, scales, target, **options):
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_target_acceptance_is_reached_over_scales_that_differ_by_ten_thousand(name, key):
-    """Once within one target, with an inverse mass matrix; once between targets, without: steps differ by up to 1e8.
+    """Once within a target, with an inverse mass matrix; once away from the first step, without: by 3e5 for MALA.
 
     Measured over 4 keys: within .02 of the target.
     """
     make, target = KERNELS[name]
-    cases = [(make(inverse_mass_matrix=GUESSES**2), SCALES), *((make(), GUESSES / SCALES * s) for s in SCALES[[0, -1]])]
-    for i, (kernel, scales) in enumerate(cases):
+    for i, (kernel, scales) in enumerate(
+        [(make(inverse_mass_matrix=GUESSES**2), SCALES), (make(), SCALES[-1] * GUESSES / SCALES)]
+    ):
         tuned = tune(jax.random.fold_in(key, i), kernel, scales, target, num_draws=50)
         assert abs(tuned.candidates[MULTIPLES.index(1.0)].acceptance_rate - target) < 0.05
 

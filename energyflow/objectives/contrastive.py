@@ -18,6 +18,7 @@ def contrastive(negatives: Negatives, *, l2: float = 0.0) -> Objective:
     the density when large. Metrics: `gap = E_model - E_data` (tends to 0; growth is the alarm), both energies, and
     those of the negative phase.
     """
+    negatives = Negatives(*map(as_energy, negatives))  # of plain functions too
     return Objective(negatives.init, Partial(_loss, negatives, l2))
 
 
