@@ -135,9 +135,10 @@ def _read(path: Path) -> np.ndarray:
     if not path.exists():
         raise ValueError(f"{path} does not exist; give a .npy or .npz file, or the word digits")
     try:
-        data = np.load(path, allow_pickle=False)
-        names = data.files if isinstance(data, np.lib.npyio.NpzFile) else []
-        data = data[names[0]] if len(names) == 1 else data
+        with path.open("rb") as file:
+            data = np.load(file, allow_pickle=False)
+            names = data.files if isinstance(data, np.lib.npyio.NpzFile) else []
+            data = data[names[0]] if len(names) == 1 else data
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         reason = "" if "pickle" in str(error) else f": {error}"  # NumPy's advice there is to load it unsafely
         raise ValueError(f"{path} is not a .npy or .npz file of numbers{reason}") from None

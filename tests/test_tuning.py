@@ -41,9 +41,8 @@ def test_target_acceptance_is_reached_over_scales_that_differ_by_ten_thousand(na
     Measured over 4 keys: within .02 of the target.
     """
     make, target = KERNELS[name]
-    for i, (kernel, scales) in enumerate(
-        [(make(inverse_mass_matrix=GUESSES**2), SCALES), (make(), SCALES[-1] * GUESSES / SCALES)]
-    ):
+    cases = [(make(inverse_mass_matrix=GUESSES**2), SCALES), (make(), SCALES[-1] * GUESSES / SCALES)]
+    for i, (kernel, scales) in enumerate(cases):
         tuned = tune(jax.random.fold_in(key, i), kernel, scales, target, num_draws=50)
         assert abs(tuned.candidates[MULTIPLES.index(1.0)].acceptance_rate - target) < 0.05
 

@@ -83,7 +83,11 @@ def planted(rng):
         "drifting short chains": (short_drift, "drifting chains", "standard deviations from the first"),
         "two modes": (two_modes, "chains disagree", "in x[0], chain"),
         "one chain elsewhere": (one_stuck, "chains disagree", "in x[2], chain 3 furthest from the others"),
-        "a dimension that never moves": (shared, "frozen dimensions", "1 of 3 dimensions never move in any chain (x[1] f"),
+        "a dimension that never moves": (
+            shared,
+            "frozen dimensions",
+            "1 of 3 dimensions never move in any chain (x[1] f",
+        ),
         "slow": (autoregressive(rng, 4, 400, 3, 0.98), None, "effective draws in x["),
         "five draws": (z[:1, :5], "too few draws", "1 chains of 5 draws cannot be judged"),
         "no draws": (z[:, :0], "too few draws", "4 chains of 0 draws"),

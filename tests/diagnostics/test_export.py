@@ -27,7 +27,9 @@ def lattice():
 
 
 def trace_of(position, shape=(4, 100)):
-    stats = Stats(np.full(shape, 0.75), np.ones(shape), np.arange(np.prod(shape)).reshape(shape) == 7, np.full(shape, 3))
+    stats = Stats(
+        np.full(shape, 0.75), np.ones(shape), np.arange(np.prod(shape)).reshape(shape) == 7, np.full(shape, 3)
+    )
     return Trace(position, np.linspace(-1, 0, np.prod(shape)).reshape(shape), stats, ChainState(None, 100))
 
 
@@ -117,5 +119,7 @@ def test_draws_without_statistics_come_back_without(tmp_path):
 
 @pytest.mark.parametrize("draws", [np.zeros(10), {"a": np.zeros((2, 3)), "b": np.zeros(3)}, 1.0])
 def test_draws_without_a_chain_and_a_draw_axis_are_refused(draws):
-    with pytest.raises(ValueError, match=r"draws of '[xb]' need axes \[chain, draw, ...\]; their shape is \((10,|3,|)\)"):
+    with pytest.raises(
+        ValueError, match=r"draws of '[xb]' need axes \[chain, draw, ...\]; their shape is \((10,|3,|)\)"
+    ):
         to_arviz(draws)
