@@ -18,6 +18,7 @@ import zlib
 import jax
 import pytest
 
+import tiny
 from laws import count_compilations as compilation_counter
 
 STRICT = {
@@ -77,6 +78,12 @@ def seed() -> int:
 def key(seed: int, request: pytest.FixtureRequest) -> jax.Array:
     """A random key of this test's own, independent of which other tests run."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(scope="session")
+def finished_run(seed, tmp_path_factory):
+    """The folder of a run of `tiny`, from the command line to the report; its tests are marked as `tiny.LENIENT` says."""
+    return tiny.train(tmp_path_factory.mktemp("runs"), seed)
 
 
 @pytest.fixture
