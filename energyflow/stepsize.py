@@ -1,4 +1,4 @@
-"""Floor 3: step sizes that adapt while chains are used, by acceptance or by the distance the chains travel.
+"""Floor 1: step sizes that adapt while chains are used, by acceptance or by the distance the chains travel.
 
 A tuner is a pair-like NamedTuple of pure functions over an explicit state; each chain may be given its own step, so one
 pass over many chains compares several. Acceptance alone certifies nothing: on eight Gaussians a step accepted 92 % of

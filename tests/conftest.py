@@ -82,7 +82,7 @@ def key(seed: int, request: pytest.FixtureRequest) -> jax.Array:
 
 @pytest.fixture(scope="session")
 def finished_run(seed, tmp_path_factory):
-    """The folder of a run of `tiny`, from the command line to the report; its tests are marked as `tiny.LENIENT` says."""
+    """The folder of a run of `tiny`, from the command line to the report; its users are marked with `tiny.LENIENT`."""
     return tiny.train(tmp_path_factory.mktemp("runs"), seed)
 
 

@@ -45,7 +45,9 @@ def filters() -> str:
     """Return the warnings filters of pyproject.toml as code; the last one set is the first one asked."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     ignored = [entry.split(":")[1] for entry in settings["filterwarnings"] if entry.startswith("ignore:")]
-    return "; ".join(["warnings.simplefilter('error')", *(f"warnings.filterwarnings('ignore', {m!r})" for m in ignored)])
+    return "; ".join(
+        ["warnings.simplefilter('error')", *(f"warnings.filterwarnings('ignore', {m!r})" for m in ignored)]
+    )
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if python_of(page).strip()], ids=named)

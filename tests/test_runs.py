@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from functools import cache
 
 import numpy as np
 import pytest
 
 import energyflow as ef
 import tiny
-from energyflow import fit, recipe
+from energyflow import fit
 from energyflow.fit import begin
 from energyflow.loaders import load_dataset
 from energyflow.runs import read_scaling, read_spec, resume_run, start_run
@@ -59,10 +58,8 @@ STOPPED = tiny.SETTINGS | {"steps": 300, "moves": 40, "chains": 256, "checkpoint
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_compilation_for_each_spec():
-    """An optimiser is part of a step's compiled program by identity: give each spec one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "build_optimizer", cache(recipe.build_optimizer))
+def quickly():
+    with tiny.quickly():
         yield
 
 
@@ -305,7 +302,18 @@ def test_a_second_control_c_interrupts_at_once(data, tmp_path, seed, monkeypatch
 
 def killed(data, seed, folder, cache_dir, number):
     """Start a run of `STOPPED` in a process of its own and send it a signal in the middle; returns the process."""
-    words = [sys.executable, "-m", "energyflow", "train", str(data), "--out", str(folder), "--seed", str(seed), "--quiet"]
+    words = [
+        sys.executable,
+        "-m",
+        "energyflow",
+        "train",
+        str(data),
+        "--out",
+        str(folder),
+        "--seed",
+        str(seed),
+        "--quiet",
+    ]
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_dir),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -335,7 +343,9 @@ def test_a_run_killed_at_any_moment_and_resumed_is_bitwise_the_run_that_was_not(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "term")])
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "term")]
+)
 def test_signals_from_outside_end_a_run_with_their_exit_codes(data, tmp_path, seed, number, code, word):
     process = killed(data, seed, tmp_path / "a run", tmp_path / "cache", number)
     _, errors = process.communicate()
@@ -347,11 +357,11 @@ def test_signals_from_outside_end_a_run_with_their_exit_codes(data, tmp_path, se
 @pytest.mark.usefixtures("uncertified")
 def test_checkpoints_do_not_change_what_is_trained(whole, data, tmp_path, seed):
     """Negative control of the resume tests too: another seed is another run."""
-    spec = Spec(str(data), seed=seed, **STOPPED | {"checkpoint_every": 1000, "steps": 300})
+    spec = Spec(str(data), seed=seed, **STOPPED | {"checkpoint_every": 1000})
     start_run(spec, tmp_path / "run", progress=False)
     ours, theirs = tiny.leaves(tmp_path / "run" / "checkpoint.npz"), tiny.leaves(whole / "checkpoint.npz")
     assert ours == theirs
-    start_run(dataclasses.replace(spec, seed=seed + 1, steps=10), tmp_path / "other", progress=False)
+    start_run(dataclasses.replace(spec, seed=seed + 1), tmp_path / "other", progress=False)
     assert tiny.leaves(tmp_path / "other" / "checkpoint.npz") != ours
 
 

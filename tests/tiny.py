@@ -1,6 +1,9 @@
 """A run of seconds, whole from the command line to the report: what the tests of run folders share."""
 
+import contextlib
+import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +45,35 @@ def words(**settings: object) -> list[str]:
     return flat
 
 
+_optimizers: dict[tuple, object] = {}
+
+
+@contextlib.contextmanager
+def quickly() -> Iterator[None]:
+    """Compile a training step once for all runs of one length, and fit two mixtures instead of ten.
+
+    An optimiser is part of the compiled step by identity, and a new one is built for every run.
+    """
+    recipe = importlib.import_module("energyflow.recipe")  # here, because conftest.py imports this module
+    build = recipe.build_optimizer
+
+    def shared(spec):
+        settings = spec.learning_rate, spec.weight_decay, spec.steps
+        if settings not in _optimizers:
+            _optimizers[settings] = build(spec)
+        return _optimizers[settings]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "build_optimizer", shared)
+        patch.setattr("energyflow.comparisons.MIXTURES", [("diag", 5), ("full", 5)])
+        yield
+
+
 def train(folder: Path, seed: int) -> Path:
     """Train on `rows` in `folder`, by the command line; returns the run folder."""
     data, out = rows(folder / "rows.npy"), folder / "run"
-    assert main(["train", str(data), "--out", str(out), "--quiet", "--seed", str(seed), *words()]) == 0
+    with quickly():
+        assert main(["train", str(data), "--out", str(out), "--quiet", "--seed", str(seed), *words()]) == 0
     return out
 
 

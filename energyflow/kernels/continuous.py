@@ -201,7 +201,7 @@ def _elliptical_slice(logdensity: LogDensity, mean: Any, covariance: Any) -> Alg
     def step(key: Key, state: Any) -> tuple[PointState, Any]:
         known = state.logdensity - gaussian(state.position)
         start = blackjax.elliptical_slice.init(state.position, lambda _: known)
-        new, _ = inner.step(key, start)
+        new: Any = inner.step(key, start)[0]
         return PointState(new.position, new.logdensity + gaussian(new.position)), _Accepted(jnp.asarray(True))
 
     return adapt(pair(init, step))
