@@ -25,7 +25,6 @@ SAMPLERS = {
     "ula": ef.ula(0.002),
     "mclmc": ef.mclmc(0.1),
 }
-UNTUNED = ("ula", "mclmc")  # no accept step to tune a step size by
 BOX = (-3.0, -3.0), (3.0, 3.0)
 
 
@@ -33,7 +32,7 @@ def main(sampler: str, steps: int, plot: str | None) -> None:
     angles = np.arange(8) * np.pi / 4
     data = ef.energies.gaussian_mixture(np.stack([np.cos(angles), np.sin(angles)], axis=1), 0.15)
     energy = ef.mlp(0, 2, (64, 64), confinement=0.05)
-    tuner = None if sampler in UNTUNED else ef.by_jump()
+    tuner = None if sampler in ("ula", "mclmc") else ef.by_jump()  # those two have no accept step to tune by
     objective = ef.contrastive(ef.pcd(SAMPLERS[sampler], 10, num_chains=512, tuner=tuner))
     # Without momentum (b1 = 0): persistent chains lag behind weights that keep going.
     optimizer = optax.adam(optax.cosine_decay_schedule(4e-3, steps), b1=0.0)
@@ -42,7 +41,7 @@ def main(sampler: str, steps: int, plot: str | None) -> None:
     step = ef.make_step(objective, optimizer, ema_decay=0.99)
     batches = (data.sample(jax.random.key(i), 256) for i in range(1, steps + 1))
     for state, metrics in ef.guarded(ef.train(state, step, batches)):
-        if metrics["step"] % (steps // 3) == 0:
+        if metrics["step"] % 500 == 0:
             print({name: round(float(metrics[name]), 3) for name in ("step", "gap", "jump_distance", "travel")})
 
     log_z = ef.log_z_quadrature(state.ema, *BOX, num=400)
@@ -57,5 +56,4 @@ if __name__ == "__main__":
     parser.add_argument("sampler", nargs="?", default="mala", choices=SAMPLERS)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--plot", metavar="FILE", help="save a picture of the trained energy and the data")
-    arguments = parser.parse_args()
-    main(arguments.sampler, arguments.steps, arguments.plot)
+    main(**vars(parser.parse_args()))

@@ -277,7 +277,7 @@ def gain(data, seed, folder, *words):
 
     In nats a row; log Z of both is summed on a grid.
     """
-    settings = tiny.words(steps=150, chains=128, learning_rate=0.01, evaluate_every=150, weight_decay=0.0, moves=4)
+    settings = tiny.words(steps=150, chains=128, learning_rate=0.03, hidden=(32, 32), evaluate_every=150, weight_decay=0.0)
     spec = parsed("train", data, *settings, *words, "--seed", seed)
     dataset = load_dataset(spec.data, spec.seed)
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Data in: splits that leak nothing, maps that invert, batches that a resumed run sees again, bad files in a sentence."""
+"""Data in: splits that leak nothing, maps that invert, batches that a resumed run sees again, bad files named."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Run folders: what a run leaves is complete and true, and a run that was stopped in any way is the run that was not."""
+"""Run folders: what a run leaves is complete and true; a run stopped in any way is the run that was not."""
 
 import dataclasses
 import json

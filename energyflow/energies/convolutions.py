@@ -1,9 +1,9 @@
 """Floor 2: a convolution whose gradients are as fast inside a loop as outside, for networks that are sampled.
 
-Outside of loops, XLA's CPU backend brings every convolution into the layout that its fast code wants (NHWC inputs, HWIO
-kernels); inside it does not, and the gradients that JAX derives come in other layouts. A Langevin step of a small CNN in
-a scan then takes 9 times as long, a parameter gradient 27 times. Here both gradients are NHWC-HWIO convolutions from the
-start, in loops or not, and no value changes.
+Outside of loops, XLA's CPU backend brings every convolution into the layout that its fast code wants (NHWC inputs,
+HWIO kernels); inside it does not, and the gradients that JAX derives come in other layouts. A Langevin step of a
+small CNN in a scan then takes 9 times as long, a parameter gradient 27 times. Here both gradients are NHWC-HWIO
+convolutions from the start, in loops or not, and no value changes.
 """
 
 from collections.abc import Sequence

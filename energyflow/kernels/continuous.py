@@ -175,8 +175,9 @@ def _rmh(logdensity: LogDensity, step_size: Any) -> Algorithm:
 def elliptical_slice(mean: Any, covariance: Any) -> Kernel:
     """Elliptical slice sampling (Murray, Adams and MacKay 2010): for log densities that tilt N(mean, covariance).
 
-    mean: (d,) or scalar. covariance: (d,) variances or a (d, d) matrix, over the raveled position. The density sampled
-    is the whole `logdensity`; the Gaussian is divided out and put back. No step size, no gradients, no rejections.
+    mean: (d,) or scalar. covariance: (d,) variances, one for all, or a (d, d) matrix, over the raveled position. The
+    density sampled is the whole `logdensity`; the Gaussian is divided out and put back. No step size, no gradients, no
+    rejections.
     """
     return Partial(_elliptical_slice, mean=mean, covariance=covariance)
 
@@ -193,7 +194,12 @@ def _elliptical_slice(logdensity: LogDensity, mean: Any, covariance: Any) -> Alg
     def ratio(position: Tree) -> Scalar:
         return logdensity(position) - gaussian(position)
 
-    inner = blackjax.elliptical_slice(ratio, mean=mean, cov=covariance)
+    ready = blackjax.elliptical_slice(ratio, mean=mean, cov=covariance) if covariance.ndim else None
+
+    def sized(position: Tree) -> Any:
+        """One variance becomes a vector where the number of dimensions is known."""
+        size = ravel_pytree(position)[0].size
+        return ready or blackjax.elliptical_slice(ratio, mean=mean, cov=jnp.full(size, covariance))
 
     def init(position: Tree, key: Key) -> PointState:
         return PointState(position, logdensity(position))
@@ -201,7 +207,7 @@ def _elliptical_slice(logdensity: LogDensity, mean: Any, covariance: Any) -> Alg
     def step(key: Key, state: Any) -> tuple[PointState, Any]:
         known = state.logdensity - gaussian(state.position)
         start = blackjax.elliptical_slice.init(state.position, lambda _: known)
-        new: Any = inner.step(key, start)[0]
+        new: Any = sized(state.position).step(key, start)[0]
         return PointState(new.position, new.logdensity + gaussian(new.position)), _Accepted(jnp.asarray(True))
 
     return adapt(pair(init, step))

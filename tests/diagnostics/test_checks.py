@@ -198,7 +198,7 @@ def test_draws_without_axes_are_refused():
 
 
 def test_sampled_chains_are_healthy_and_stuck_ones_are_not(key):
-    """The whole way: an energy, a kernel, a trace, a verdict; then the same kernel with a step a thousand times over."""
+    """An energy, a kernel, a trace, a verdict; then the same kernel with a step a thousand times larger."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         density = ef.logdensity(lambda x: 0.5 * (x**2).sum())

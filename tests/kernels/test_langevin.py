@@ -65,7 +65,7 @@ def test_temperature_is_half_the_squared_noise_over_the_step():
 def clipped_chain_density(step, noise, clip, precision) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and stationary probabilities of x' = x - eta clip(lambda x) + sigma z, by power iteration on a grid."""
     bend, scale = clip / precision, noise**2 / (2 * step * clip)
-    x = np.linspace(-1, 1, 601) * (bend + 25 * scale)
+    x = np.linspace(-1, 1, 301) * (bend + 25 * scale)
     mean = x - step * np.clip(precision * x, -clip, clip)
     kernel = np.exp(-0.5 * ((x[None, :] - mean[:, None]) / noise) ** 2)
     kernel /= kernel.sum(axis=1, keepdims=True)
@@ -149,10 +149,6 @@ def test_mclmc_has_little_bias_at_a_small_step_and_much_at_a_large_one(key):
     moves = assert_invariant(jax.random.clone(key), mclmc(0.05), TARGETS["gaussian"])
     assert moves["jump_distance"] > 0.04 and "acceptance_rate" not in moves
     assert_not_invariant(jax.random.clone(key), mclmc(3.0), TARGETS["gaussian"])
-
-
-def test_ula_is_biased_and_says_nothing_of_acceptance(key):
-    assert_not_invariant(key, ula(0.5), TARGETS["gaussian"])
 
 
 @pytest.mark.core

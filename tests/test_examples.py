@@ -1,0 +1,72 @@
+"""Every example runs as a user runs it, shows what it says it shows, and draws its picture."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+# Compiling is most of what an example costs.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+def run(name: str, folder: Path, *words: str) -> str:
+    """Run an example with a picture asked for; returns what it printed."""
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *words, "--plot", "picture.png"]
+    settings = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"}
+    done = subprocess.run(command, cwd=folder, env=os.environ | settings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
+    return done.stdout
+
+
+def number(pattern: str, text: str) -> float:
+    found = re.search(pattern.replace("#", r"(-?\d+\.\d+)"), text)
+    assert found, f"{pattern!r} is not in:\n{text}"
+    return float(found.group(1))
+
+
+def test_the_check_tells_the_samplers_apart_and_the_acceptance_rate_does_not(tmp_path):
+    text = run("sample_and_check", tmp_path)
+    assert "nuts(0.5): healthy" in text
+    assert "mala(0.001): chains disagree" in text
+    assert number(r"mala\(0.001\).*\n  acceptance #", text) > 0.99
+
+
+def test_the_forward_run_is_sure_and_wrong_and_the_bracket_says_so(tmp_path):
+    text = run("log_z_bracket", tmp_path)
+    assert number(r"off by # of its standard errors", text) < -4
+    assert "(one-sided)" in text and "(wide)" in text
+    assert "the bracket contains the exact log Z: True" in text
+
+
+@pytest.mark.parametrize("sampler", ["mala", "barker"])
+def test_the_density_approaches_the_data_with_any_sampler(sampler, tmp_path):
+    at_start = number(r"= # nats", run("train_2d", tmp_path, sampler, "--steps", "1"))
+    trained = number(r"= # nats", run("train_2d", tmp_path, sampler, "--steps", "300"))
+    assert trained < at_start / 2
+
+
+def test_the_certificate_holds_the_exact_likelihood(tmp_path):
+    text = run("certify_density", tmp_path)
+    assert "inside True" in text
+    lower = number(r"between # and", text)
+    assert number(r"Gaussian alone #", text) < lower < number(r"made the data #", text) + 0.05
+
+
+def test_the_noise_sets_the_temperature(tmp_path):
+    text = run("temperature", tmp_path)
+    for eta, sigma in ((0.01, "0.141"), (0.01, "0.005"), (0.01, "0.050")):
+        claimed = number(rf"eta {eta}, sigma {sigma}: T = .*= #, measured", text)
+        measured = number(rf"eta {eta}, sigma {sigma}: .*variance #", text)
+        # 51,200 values are worth at least 30,000, whose variance has a relative error of 0.8 %; eta's bias is 0.5 %.
+        assert abs(measured / claimed - 1) < 4.5 * 0.008 + 0.005
+
+
+def test_every_example_is_tested_and_short():
+    names = set(re.findall(r'run\("(\w+)"', Path(__file__).read_text()))
+    assert names == {path.stem for path in EXAMPLES.glob("*.py")}
+    assert all(len(path.read_text().splitlines()) < 60 for path in EXAMPLES.glob("*.py"))
