@@ -219,8 +219,8 @@ def replay(
     if policy not in ("in_place", "fifo", "reservoir"):
         raise ValueError(f'policy must be "in_place", "fifo" or "reservoir"; got {policy!r}')
     moves = Moves(as_energy(kernel), tuner, num_steps, unroll)
-    start = from_normal() if start is None else as_energy(start)
-    settings = Persistent(moves, start, reinit or None, capacity, num_chains, policy)
+    begin: Start = from_normal() if start is None else as_energy(start)
+    settings = Persistent(moves, begin, reinit or None, capacity, num_chains, policy)
     return Negatives(Partial(_buffer_init, settings), Partial(_buffer_draw, settings))
 
 

@@ -62,8 +62,8 @@ def test_the_noise_sets_the_temperature(tmp_path):
     for eta, sigma in ((0.01, "0.141"), (0.01, "0.005"), (0.01, "0.050")):
         claimed = number(rf"eta {eta}, sigma {sigma}: T = .*= #, measured", text)
         measured = number(rf"eta {eta}, sigma {sigma}: .*variance #", text)
-        # 51,200 values are worth at least 30,000, whose variance has a relative error of 0.8 %; eta's bias is 0.5 %.
-        assert abs(measured / claimed - 1) < 4.5 * 0.008 + 0.005
+        # 51,200 squares at an autocorrelation of 0.99^40 are worth 10,000: a relative error of 1.4 %. The bias is 0.5 %.
+        assert abs(measured / claimed - 1) < 4.5 * 0.014 + 0.005
 
 
 def test_every_example_is_tested_and_short():
