@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import get_args
 
+import jax
 import numpy as np
 import pytest
 import tyro
@@ -277,7 +278,9 @@ def gain(data, seed, folder, *words):
 
     In nats a row; log Z of both is summed on a grid.
     """
-    settings = tiny.words(steps=150, chains=128, learning_rate=0.03, hidden=(32, 32), evaluate_every=150, weight_decay=0.0)
+    settings = tiny.words(
+        steps=150, chains=128, learning_rate=0.03, hidden=(32, 32), evaluate_every=150, weight_decay=0.0
+    )
     spec = parsed("train", data, *settings, *words, "--seed", seed)
     dataset = load_dataset(spec.data, spec.seed)
     folder.mkdir()
@@ -287,21 +290,17 @@ def gain(data, seed, folder, *words):
     grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2).astype(np.float32)
     z = dataset.scaling.to_z(dataset.part_x("train", 0))
     density = ef.logdensity(reached.state.ema)
-    values, on_grid = (np.asarray(_scores(density, points), float) for points in (z, grid))
+    values, on_grid = (np.asarray(jax.vmap(density)(points), float) for points in (z, grid))
     base = -0.5 * np.sum(z.astype(float) ** 2, axis=1) - np.log(2 * np.pi)
     log_z = logsumexp(on_grid) + 2 * np.log(axis[1] - axis[0])
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return float(np.mean(values - log_z - base)), metrics[-1]
 
 
-def _scores(density, points):
-    return fit.jax.jit(fit.jax.vmap(density))(points)
-
-
 @pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in DEAR)) for n in SAMPLERS])
 def test_every_sampler_is_one_flag_and_trains(name, data, tmp_path, seed):
-    """Two groups six standard deviations apart: the full Gaussian that training starts from is 0.7 nats below them."""
+    """Two groups six standard deviations apart: training starts from a Gaussian 0.5 nats a row below their density."""
     better, metrics = gain(data, seed, tmp_path / "run", "--sampler", name)
     assert better > 0.2
     assert ("acceptance_rate" in metrics) == (name not in UNADJUSTED)
@@ -324,10 +323,8 @@ def test_without_a_learning_rate_nothing_is_gained(data, tmp_path, seed):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("name", sorted(SAMPLERS))
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if "slice" not in name])
 def test_a_step_size_on_the_command_line_reaches_the_kernel(name):
-    if name in ("slice", "elliptical-slice"):
-        pytest.skip("this kernel has no step size")
     kernel = build_kernel(parsed("train", "digits", "--sampler", name, "--step-size", 0.0625))
     assert float(ef.kernels.step_size(kernel)) == 0.0625
 

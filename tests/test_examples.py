@@ -45,9 +45,9 @@ def test_the_forward_run_is_sure_and_wrong_and_the_bracket_says_so(tmp_path):
 
 @pytest.mark.parametrize("sampler", ["mala", "barker"])
 def test_the_density_approaches_the_data_with_any_sampler(sampler, tmp_path):
-    at_start = number(r"= # nats", run("train_2d", tmp_path, sampler, "--steps", "1"))
-    trained = number(r"= # nats", run("train_2d", tmp_path, sampler, "--steps", "300"))
-    assert trained < at_start / 2
+    text = run("train_2d", tmp_path, sampler, "--steps", "300")
+    # The best single Gaussian is log(2 pi e 0.5225) - log(8 * 2 pi e 0.0225) = 1.07 nats away, the start 4.7.
+    assert number(r"= # nats", text) < 0.5
 
 
 def test_the_certificate_holds_the_exact_likelihood(tmp_path):
@@ -62,7 +62,7 @@ def test_the_noise_sets_the_temperature(tmp_path):
     for eta, sigma in ((0.01, "0.141"), (0.01, "0.005"), (0.01, "0.050")):
         claimed = number(rf"eta {eta}, sigma {sigma}: T = .*= #, measured", text)
         measured = number(rf"eta {eta}, sigma {sigma}: .*variance #", text)
-        # 51,200 squares at an autocorrelation of 0.99^40 are worth 10,000: a relative error of 1.4 %. The bias is 0.5 %.
+        # 51,200 squares at an autocorrelation of 0.99^40 are worth 10,000: an error of 1.4 %. The bias is 0.5 %.
         assert abs(measured / claimed - 1) < 4.5 * 0.014 + 0.005
 
 

@@ -302,7 +302,7 @@ def test_a_second_control_c_interrupts_at_once(data, tmp_path, seed, monkeypatch
 
 def killed(data, seed, folder, cache_dir, number):
     """Start a run of `STOPPED` in a process of its own and send it a signal in the middle; returns the process."""
-    words = [
+    start = [
         sys.executable,
         "-m",
         "energyflow",
@@ -310,19 +310,21 @@ def killed(data, seed, folder, cache_dir, number):
         str(data),
         "--out",
         str(folder),
+        "--quiet",
         "--seed",
         str(seed),
-        "--quiet",
     ]
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_dir),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([*words, *tiny.words(**STOPPED)], env=environment, **pipes)
+    process = subprocess.Popen([*start, *tiny.words(**STOPPED)], env=environment, **pipes)
     metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 240
     while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 12):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"the run ended before it was to be stopped: {process.communicate()}")
         time.sleep(0.002)
     process.send_signal(number)
     return process
@@ -344,7 +346,7 @@ def test_a_run_killed_at_any_moment_and_resumed_is_bitwise_the_run_that_was_not(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "term")]
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 def test_signals_from_outside_end_a_run_with_their_exit_codes(data, tmp_path, seed, number, code, word):
     process = killed(data, seed, tmp_path / "a run", tmp_path / "cache", number)
