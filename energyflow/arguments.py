@@ -46,7 +46,7 @@ class Logz:
     """Bracket log Z of a finished run again, with another budget or seed."""
 
     folder: Annotated[Path, tyro.conf.Positional]
-    temperatures: int = 4000
+    temperatures: int = 5000
     """Annealing moves per direction."""
     chains: int = 512
     """Chains per direction."""

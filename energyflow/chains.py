@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from energyflow.energy import as_energy
 from energyflow.kernels.algorithm import bind, start
-from energyflow.types import Algorithm, Array, Kernel, Key, LogDensity, Tree
+from energyflow.types import Algorithm, Array, Kernel, Key, LogDensity, Tree, as_key
 
 FIELDS = ("position", "logdensity", "acceptance_rate", "jump_distance", "is_divergent", "num_gradients")
 
@@ -83,7 +83,7 @@ def start_cost(state: Any) -> int:
 
 
 def advance(
-    key: Key, kernel: Kernel, logdensity: LogDensity, position: Tree, num_steps: int, *, unroll: bool = False
+    key: Key | int, kernel: Kernel, logdensity: LogDensity, position: Tree, num_steps: int, *, unroll: bool = False
 ) -> tuple[Tree, dict[str, Array]]:
     """Move one chain `num_steps` transitions.
 
@@ -91,14 +91,14 @@ def advance(
     (absent for unadjusted kernels), `jump_distance` (mean distance of a move), `divergent` (share of transitions) and
     `num_gradients` (total, the start's included).
     """
-    return _advance(key, as_energy(kernel), as_energy(logdensity), position, num_steps, unroll)
+    return _advance(as_key(key), as_energy(kernel), as_energy(logdensity), position, num_steps, unroll)
 
 
 def advance_chains(
-    key: Key, kernel: Kernel, logdensity: LogDensity, position: Tree, num_steps: int, *, unroll: bool = False
+    key: Key | int, kernel: Kernel, logdensity: LogDensity, position: Tree, num_steps: int, *, unroll: bool = False
 ) -> tuple[Tree, dict[str, Array]]:
     """Move many chains, leading axis [chain]; metrics are means over the chains, `num_gradients` the total."""
-    return _advance_chains(key, as_energy(kernel), as_energy(logdensity), position, num_steps, unroll)
+    return _advance_chains(as_key(key), as_energy(kernel), as_energy(logdensity), position, num_steps, unroll)
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps", "unroll"))
@@ -210,7 +210,7 @@ def sample_chains(
     unknown = sorted(set(fields) - set(FIELDS))
     if unknown:
         raise ValueError(f"unknown fields {unknown}; choose from {FIELDS}")
-    key = jax.random.key(key) if isinstance(key, (int, np.integer)) else key
+    key = as_key(key)
     kernel, logdensity = as_energy(kernel), as_energy(logdensity)
     now = resume if resume is not None else _start_chains(key, kernel, logdensity, position)
     keys = chain_keys(key, count_chains(now.state.position))

@@ -22,7 +22,7 @@ from energyflow.energy import Tilted, logdensity
 from energyflow.fit import fit
 from energyflow.loaders import Dataset, Scaling, load_dataset
 from energyflow.spec import Spec
-from energyflow.types import Key
+from energyflow.types import Key, as_key
 
 
 class Run(NamedTuple):
@@ -45,7 +45,7 @@ class Run(NamedTuple):
 
     def sample(self, key: Key | int, num: int) -> np.ndarray:
         """Return `num` new draws (num, d) in data units: kept chains, resampled and moved 200 more transitions."""
-        key = jax.random.key(key) if isinstance(key, int) else key
+        key = as_key(key)
         pick, move = jax.random.split(key)
         with np.load(self.folder / "samples.npz") as file:
             kept = self.scaling.to_z(file["samples"])

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from energyflow.energy import as_energy, combine, partition
-from energyflow.types import Array, Key, Objective, Tree
+from energyflow.types import Array, Key, Objective, Tree, as_key
 
 
 class TrainState(NamedTuple):
@@ -46,7 +46,7 @@ def init(
     key: typed key or int seed. batch: an example batch, leading axis [batch]; persistent chains may start there.
     Raises ValueError where the energy has nothing to train.
     """
-    key = jax.random.key(key) if isinstance(key, int) else key
+    key = as_key(key)
     energy = jax.tree.map(_owned, as_energy(energy))
     trainable, _ = partition(energy)
     if not jax.tree.leaves(trainable):
@@ -122,7 +122,8 @@ def guarded(
     """Pass a training stream through, judging its metrics every `every` steps.
 
     Raises TrainingDiverged, which names the first cause since the last healthy state and holds that state, when the
-    loss or gradient is not finite, when chains leave the finite numbers, or when the energy gap runs away.
+    loss or gradient is not finite, when chains leave the finite numbers, or when the energy gap runs away. A state
+    with ten times the usual gap passes, but is not kept as healthy: a runaway is slow at first.
     """
     good, gaps, recent = None, [], []
     for count, (state, metrics) in enumerate(stream):
@@ -131,7 +132,7 @@ def guarded(
             before = gaps.copy()
             if trouble(_floats(metrics), gaps):
                 raise TrainingDiverged(_first_trouble(recent, before), good)
-            good, recent = state, []
+            good, recent = good if unusual(gaps, 10) else state, []
         yield state, metrics
 
 
@@ -161,12 +162,16 @@ def trouble(metrics: dict[str, float], gaps: list[float]) -> str | None:
     for name in ("loss", "gradient_norm"):
         if not math.isfinite(metrics.get(name, 0.0)):
             return f"the {name.replace('_', ' ')} is {metrics[name]}; lower the learning rate"
-    gap = abs(metrics.get("gap", 0.0))
-    typical = max(1.0, statistics.median(gaps[-100:]) if gaps else gap)
-    gaps.append(gap)
-    if gap > 1000 * typical:
+    gaps.append(abs(metrics.get("gap", 0.0)))
+    if unusual(gaps, 1000):
         return f"the energy gap is {metrics['gap']:.3g}, a thousand times its usual size: {_LEFT}"
     return None
+
+
+def unusual(gaps: list[float], factor: float) -> bool:
+    """Return whether the last gap is over `factor` times the usual one: the median of a hundred before, at least 1."""
+    *before, last = gaps[-101:]
+    return bool(before) and last > factor * max(1.0, statistics.median(before))
 
 
 _LEFT = "the chains have left the model; use an adjusted kernel, a smaller step size or a lower learning rate"

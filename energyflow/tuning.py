@@ -11,7 +11,7 @@ from blackjax.adaptation.step_size import dual_averaging_adaptation
 from energyflow.chains import advance_chains, count_chains, sample_chains, start_cost
 from energyflow.energy import as_energy
 from energyflow.kernels.algorithm import is_adjusted, step_size, with_step_size
-from energyflow.types import Kernel, Key, LogDensity, Tree
+from energyflow.types import Kernel, Key, LogDensity, Tree, as_key
 
 MULTIPLES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
 
@@ -66,7 +66,7 @@ def tune(
     accepted a third of the time may, and with separated modes often does, beat the classical rate.
     Raises ValueError for kernels without a step size or without an accept step.
     """
-    key = jax.random.key(key) if isinstance(key, int) else key
+    key = as_key(key)
     kernel, logdensity = as_energy(kernel), as_energy(logdensity)
     if not is_adjusted(kernel, logdensity, jax.tree.map(lambda x: jnp.asarray(x)[0], position)):
         raise ValueError("a kernel without an accept step has no acceptance rate to tune by; choose its step by hand")

@@ -8,6 +8,8 @@ traces.
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
+import jax
+import numpy as np
 from jax import Array
 
 Tree: TypeAlias = Any
@@ -82,3 +84,8 @@ class Objective(NamedTuple):
 
     init: Callable
     loss: Callable
+
+
+def as_key(key: Key | int) -> Key:
+    """Return a typed key as it is, and the key of an int seed."""
+    return jax.random.key(key) if isinstance(key, (int, np.integer)) else key

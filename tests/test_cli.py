@@ -25,6 +25,7 @@ pytestmark = tiny.LENIENT
 
 UNADJUSTED = {"ula", "sgld", "mclmc"}
 DEAR = {"nuts", "dynamic-hmc", "adjusted-mclmc", "slice", "sgld"}  # seconds of compilation each
+MARKS = [pytest.mark.slow, pytest.mark.blackjax_promotes("nuts", "dynamic_hmc")]
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +205,7 @@ def test_logz_that_is_not_known_exits_with_4(finished_run, capsys):
     assert "(unusable)" in capsys.readouterr().out
 
 
+@pytest.mark.core
 def test_check_of_a_run_says_what_its_summary_says(finished_run, capsys):
     expected = tiny.summary(finished_run)["check"]
     assert main(["check", str(finished_run)]) == (0 if expected["verdict"] == "healthy" else 4)
@@ -298,13 +300,13 @@ def gain(data, seed, folder, *words):
 
 
 @pytest.mark.usefixtures("quickly")
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in DEAR)) for n in SAMPLERS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=MARKS if n in DEAR else []) for n in SAMPLERS])
 def test_every_sampler_is_one_flag_and_trains(name, data, tmp_path, seed):
     """Two groups six standard deviations apart: training starts from a Gaussian 0.5 nats a row below their density."""
     better, metrics = gain(data, seed, tmp_path / "run", "--sampler", name)
     assert better > 0.2
     assert ("acceptance_rate" in metrics) == (name not in UNADJUSTED)
-    assert metrics["sampler_temperature"] == 1.0
+    assert metrics["sampler_temperature"] == pytest.approx(1.0)
     assert np.isfinite(list(metrics.values())).all()
 
 

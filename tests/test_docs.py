@@ -12,6 +12,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,8 @@ from energyflow.spec import Spec
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("*/*.md")] if not path.parent.name.startswith("."))
 COMMANDS = (ROOT / "docs" / "commandline.md").read_text()
+# A whole run, with its mixtures and report; tests/test_runs.py has others in the default suite.
+SLOW = {"docs/commandline.md"}
 # Compiling is most of what a page costs, and nothing here needs fast code.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 RUNNER = "import runpy, sys, warnings; {filters}; runpy.run_path(sys.argv[1], run_name='__main__')"
@@ -50,7 +53,11 @@ def filters() -> str:
     )
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if python_of(page).strip()], ids=named)
+def as_parameter(page: Path) -> Any:
+    return pytest.param(page, marks=[pytest.mark.slow] if named(page) in SLOW else [], id=named(page))
+
+
+@pytest.mark.parametrize("page", [as_parameter(page) for page in PAGES if python_of(page).strip()])
 def test_every_block_of_a_page_runs(page, tmp_path):
     program = tmp_path / f"{page.stem}.py"
     program.write_text(python_of(page))

@@ -162,7 +162,7 @@ def test_pcd_without_an_accept_step_learns_a_precision_biased_as_predicted(epsil
 @pytest.mark.parametrize("kernel", [ef.mala, ef.ula])
 def test_pcd_fixed_points_to_half_a_percent(kernel, epsilon, published, key, seed):
     expected = published if kernel is ef.ula else 4.0
-    check_pcd_fixed_point(key, np.random.default_rng(seed), kernel(epsilon**2 / 2), expected, 4096, 20000, 0.005)
+    check_pcd_fixed_point(key, np.random.default_rng(seed), kernel(epsilon**2 / 2), expected, 2048, 10000, 0.005)
 
 
 @register_dataclass

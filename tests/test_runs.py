@@ -102,10 +102,12 @@ def stop_after(monkeypatch, looks, *signals):
     monkeypatch.setattr(fit, "trouble", looking)
 
 
+@pytest.mark.core
 def test_a_run_leaves_every_file_and_no_half_one(finished_run):
     assert {path.name for path in finished_run.iterdir()} == FILES
 
 
+@pytest.mark.core
 def test_the_summary_keeps_its_contract(finished_run):
     found = tiny.summary(finished_run)
     assert set(found) == set(SUMMARY)
@@ -168,6 +170,7 @@ def test_a_setting_out_of_range_is_refused_before_anything_is_written(tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.core
 def test_metrics_hold_each_step_once_and_the_best_weights_are_those_of_the_best_score(finished_run):
     lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20, 30, 40]
@@ -185,6 +188,7 @@ def grid_of(run, num=400, reach=9.0):
     return points, np.prod([axis[1] - axis[0] for axis in axes])
 
 
+@pytest.mark.core
 def test_the_density_of_a_run_integrates_to_one_within_its_bracket(finished_run):
     """On a grid: integral of exp(log_density) = Z / exp(estimate), between the sides of log Z."""
     run = ef.load_run(finished_run)
@@ -275,6 +279,7 @@ def test_a_relative_path_of_data_is_found_again_from_elsewhere(tmp_path, data, s
     assert read_scaling(tmp_path / "run").log_det == load_dataset(str(data), seed).scaling.log_det
 
 
+@pytest.mark.core
 @pytest.mark.usefixtures("uncertified")
 def test_a_run_stopped_by_signals_and_resumed_is_bitwise_the_run_that_was_not(whole, data, tmp_path, seed, monkeypatch):
     folder = tmp_path / "run"

@@ -286,32 +286,37 @@ def eight_gaussians(objective, seed, num_steps):
     return ef.init(init_key, energy, objective, optimizer, batch(0)), optimizer, batch
 
 
+def minus_data(energy, x):
+    return energy(x) - EIGHT(x)
+
+
 def divergence_from_data(energy):
     """KL(data | model) by quadrature; what the data leave outside of the box is under 1e-16."""
-    excess = expectation_quadrature(EIGHT, lambda x: energy(x) - EIGHT(x), [-2.5, -2.5], [2.5, 2.5], 400)
+    excess = expectation_quadrature(EIGHT, Partial(minus_data, energy), [-2.5, -2.5], [2.5, 2.5], 400)
     return excess + ef.log_z_quadrature(energy, [-6.0, -6.0], [6.0, 6.0], 800) - EIGHT.log_z
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", [0, 1, 2])
+@pytest.mark.parametrize("number", [0, 1, 2])
 @pytest.mark.parametrize("name", TUNED)
-def test_eight_gaussians_are_learned_without_a_step_set_by_hand(name, start):
+def test_eight_gaussians_are_learned_without_a_step_set_by_hand(name, number):
     make, bound = TUNED[name]
     objective = ef.contrastive(make())
-    state, optimizer, batch = eight_gaussians(objective, start, 8000)
+    state, optimizer, batch = eight_gaussians(objective, number, 8000)
     step = ef.make_step(objective, optimizer)
     trained, metrics = jax.jit(lambda s: jax.lax.scan(lambda s, i: step(s, batch(i)), s, jnp.arange(1, 8001)))(state)
     found = divergence_from_data(trained.energy)
-    print(f"{name}, {start}: KL {found:.4f}, acceptance {metrics['acceptance_rate'][-500:].mean():.3f}")
+    print(f"{name}, {number}: KL {found:.4f}, acceptance {metrics['acceptance_rate'][-500:].mean():.3f}")
     assert found < bound
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", [0, 1, 2])
-def test_eight_gaussians_with_unadjusted_negatives_blow_up_and_are_caught(start):
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_eight_gaussians_with_unadjusted_negatives_blow_up_and_are_caught(number):
     objective = ef.contrastive(ef.pcd(ef.ula(0.05), 10, **PERSISTENT))
-    state, optimizer, batch = eight_gaussians(objective, start, 8000)
+    start, optimizer, batch = eight_gaussians(objective, number, 8000)
     step = ef.make_step(objective, optimizer)
     with pytest.raises(TrainingDiverged, match="chains have left the model|moves left the finite numbers") as caught:
-        end_of(ef.guarded(ef.train(state, step, map(jax.jit(batch), range(1, 8001)))))
-    assert np.isfinite(divergence_from_data(caught.value.state.energy))
+        end_of(ef.guarded(ef.train(start, step, map(jax.jit(batch), range(1, 8001)))))
+    # A runaway starts slowly: the state kept is one from before it spoiled the model.
+    assert divergence_from_data(caught.value.state.energy) < divergence_from_data(start.energy)

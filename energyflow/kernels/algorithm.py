@@ -102,6 +102,16 @@ def is_adjusted(kernel: Kernel, logdensity: LogDensity, position: Tree) -> bool:
     return jax.eval_shape(acceptance, jax.random.key(0), position) is not None
 
 
+def is_reversible(kernel: Kernel, logdensity: LogDensity, position: Tree) -> bool:
+    """Return whether reverse annealing may use the kernel's own move.
+
+    A raw BlackJAX algorithm does not say; one whose state keeps a momentum between moves (GHMC) is taken not to be.
+    """
+    algorithm = bind(kernel, logdensity)
+    state = jax.eval_shape(algorithm.init, position, jax.random.key(0))
+    return algorithm.reversible and "momentum" not in carried(state)
+
+
 def carried(state: Any) -> dict[str, Any]:
     """Return the fields of a kernel state that survive a change of the energy, besides the position."""
     return {name: getattr(state, name) for name in state._fields if name not in CACHED}

@@ -8,12 +8,12 @@ import numpy as np
 
 from energyflow.chains import advance_chains, count_chains
 from energyflow.energy import as_energy
-from energyflow.kernels.algorithm import bind, is_adjusted, with_step_size
+from energyflow.kernels.algorithm import is_adjusted, is_reversible, with_step_size
 from energyflow.kernels.continuous import mala
 from energyflow.logz.anneal import Annealed, anneal_forward, anneal_reverse
 from energyflow.logz.path import Path, annealing_path, linear_schedule, pilot, sigmoid_schedule
 from energyflow.logz.result import LogZ, combine
-from energyflow.types import Kernel, Key, Tree
+from energyflow.types import Kernel, Key, Tree, as_key
 
 
 def ais(
@@ -34,7 +34,7 @@ def ais(
     function E of one point. betas: (K+1,) from 0 to 1, or K for a linear schedule. steps: (K,) step sizes, the
     kernel's own by default. Raises ValueError for an unadjusted kernel, a landscape, or a schedule that is not one.
     """
-    key = _key(key)
+    key = as_key(key)
     path, betas, kernel = annealing_path(target, base, order), _schedule(betas), as_energy(kernel)
     base_key, run_key = jax.random.split(key)
     position = path.base.sample(base_key, (num_chains,))
@@ -60,7 +60,7 @@ def reverse_ais(
     exact: exact draws of the target, leading axis [chain]; from anything else the result bounds nothing. The other
     arguments are those of `ais`. Raises ValueError for kernels that are not reversible or not adjusted.
     """
-    key = _key(key)
+    key = as_key(key)
     path, betas, kernel = annealing_path(target, base, order), _schedule(betas), as_energy(kernel)
     _require_invariant(kernel, path, exact, reverse=True)
     run = anneal_reverse(key, path, kernel, betas, steps, exact, unroll=unroll)
@@ -98,7 +98,7 @@ def bracket(
     False runs the forward direction alone (verdict "one-sided").
     Raises ValueError for landscapes, unadjusted or irreversible kernels and bad schedules.
     """
-    keys = jax.random.split(_key(key), 6)
+    keys = jax.random.split(as_key(key), 6)
     path = annealing_path(energy, base, order)
     chosen: Kernel = as_energy(_default_kernel(path.base) if kernel is None else kernel)
     position = path.base.sample(keys[0], (num_chains,))
@@ -190,11 +190,7 @@ def _require_invariant(kernel: Kernel, path: Path, position: Tree, reverse: bool
             "annealing needs a kernel with an accept step: unadjusted moves make log Z wrong by about a nat with a "
             "healthy ESS; use mala, hmc, nuts or another adjusted kernel"
         )
-    if reverse and not bind(kernel, path.at(1.0)).reversible:
+    if reverse and not is_reversible(kernel, path.at(1.0), one):
         raise ValueError(
             "reverse annealing needs a reversible kernel; GHMC's persistent momentum is not: use hmc or mala"
         )
-
-
-def _key(key: Key | int) -> Key:
-    return jax.random.key(key) if isinstance(key, int) else key

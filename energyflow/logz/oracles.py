@@ -127,8 +127,9 @@ def _integrate(energy: Any, f: Any, nodes: np.ndarray, log_weights: np.ndarray, 
 
 
 def _in_float64(tree: Tree) -> Tree:
+    # Copies: for an array that was a constant of a jitted function, jax 0.10 to 0.12 would pass its old float32 buffer.
     return jax.tree.map(
-        lambda v: np.asarray(v, np.float64) if jnp.issubdtype(jnp.result_type(v), jnp.floating) else v, tree
+        lambda v: np.array(v, np.float64) if jnp.issubdtype(jnp.result_type(v), jnp.floating) else v, tree
     )
 
 

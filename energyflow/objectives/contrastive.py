@@ -15,8 +15,8 @@ def contrastive(negatives: Negatives, *, l2: float = 0.0) -> Objective:
 
     negatives: where the model's samples come from (`cd`, `pcd`, `replay`, `short_run`). l2: weight of
     `mean E(data)^2 + mean E(negatives)^2`, which pins the energy's free offset at 0 (Du and Mordatch 2019); it biases
-    the density when large. Metrics: `gap = E_model - E_data` (tends to 0; growth is the alarm), both energies, and
-    those of the negative phase.
+    the density when large. Metrics: `gap = E_model - E_data` (near 0 where the model fits its data; a regulariser holds
+    it open; growth is the alarm), both energies, and those of the negative phase.
     """
     negatives = Negatives(*map(as_energy, negatives))  # of plain functions too
     return Objective(negatives.init, Partial(_loss, negatives, l2))

@@ -1,10 +1,12 @@
 """Annealing is unbiased, its bracket holds the truth, its verdicts say when not to believe it."""
 
+import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from jax.tree_util import Partial
 
 import energyflow as ef
 from energyflow.energies import funnel, gaussian, zoo
@@ -191,6 +193,7 @@ def simple(x):
     return jnp.sum(x**2) / 2
 
 
+RAW_GHMC = Partial(blackjax.ghmc, step_size=0.1, momentum_inverse_scale=jnp.ones(2), alpha=0.5, delta=0.25)
 BASE = dist.Normal(jnp.zeros(2), jnp.ones(2)).to_event(1)
 
 
@@ -206,6 +209,8 @@ def test_refusals_say_why():
         ef.bracket(0, ef.landscape(simple), BASE, num_temperatures=10)
     with pytest.raises(ValueError, match="reversible"):
         ef.reverse_ais(0, ef.ghmc(0.1), BASE, simple, 10, jnp.zeros((4, 2)))
+    with pytest.raises(ValueError, match="reversible"):
+        ef.reverse_ais(0, RAW_GHMC, BASE, simple, 10, jnp.zeros((4, 2)))
     with pytest.raises(ValueError, match="base"):
         ef.bracket(0, simple, num_temperatures=10)
     with pytest.raises(ValueError, match="to_event"):

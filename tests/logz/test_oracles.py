@@ -3,11 +3,13 @@
 import itertools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from energyflow.energies.analytic import gaussian
+from energyflow.energies.mixtures import gaussian_mixture
 from energyflow.energies.nets import mlp
 from energyflow.energy import landscape, tempered
 from energyflow.logz.oracles import edge_share, expectation_quadrature, log_z_enumeration, log_z_quadrature
@@ -92,6 +94,14 @@ def test_a_box_that_cuts_the_mass_is_flagged():
 def test_a_network_in_single_precision_is_integrated_in_double():
     _, error = log_z_quadrature(mlp(3, 2, (8,), confinement=0.5), [-9, -9], [9, 9], 200, return_error=True)
     assert error < 1e-10
+
+
+@pytest.mark.core
+def test_parameters_that_were_constants_of_a_jitted_function_are_still_double(key):
+    energy = gaussian_mixture([[-1.0, 0.3], [1.0, 0.0]], 0.5)
+    draw = jax.jit(lambda key: energy.sample(key, 4))
+    draw(key), draw(jax.random.clone(key))
+    assert abs(log_z_quadrature(energy, [-6, -6], [6, 6], 200) - energy.log_z) < 1e-10
 
 
 @pytest.mark.core
