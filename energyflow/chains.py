@@ -5,7 +5,7 @@ that is stopped and resumed is bitwise the run that was not.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,18 +15,9 @@ from tqdm import tqdm
 
 from energyflow.energy import as_energy
 from energyflow.kernels.algorithm import bind, start
-from energyflow.types import Algorithm, Array, Kernel, Key, LogDensity, Tree, as_key
+from energyflow.types import Algorithm, Array, Kernel, Key, LogDensity, Stats, Tree, as_key
 
 FIELDS = ("position", "logdensity", "acceptance_rate", "jump_distance", "is_divergent", "num_gradients")
-
-
-class Stats(NamedTuple):
-    """Per transition: acceptance rate (None for unadjusted kernels), distance moved, divergence, gradients spent."""
-
-    acceptance_rate: Any
-    jump_distance: Any
-    is_divergent: Any
-    num_gradients: Any
 
 
 class ChainState(NamedTuple):
@@ -59,22 +50,31 @@ class SamplingStopped(RuntimeError):
         self.trace = trace
 
 
-def evolve(
-    key: Key, algorithm: Algorithm, state: Any, num_steps: int, *, first: Array | int = 0, unroll: bool = False
-) -> tuple[Any, Stats]:
-    """Make `num_steps` transitions of one chain; transition i uses `fold_in(key, first + i + 1)`.
+def step_keys(key: Key, num_steps: int, first: Array | int = 0) -> Key:
+    """Return the keys of `num_steps` transitions of one chain, the first of them `fold_in(key, first + 1)`.
+
+    All at once: a hash inside the loop of transitions costs as much as a small energy's gradient.
+    """
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(1, num_steps + 1))
+
+
+def evolve(keys: Key, algorithm: Algorithm, state: Any, *, unroll: bool = False) -> tuple[Any, Stats]:
+    """Make one transition of one chain for each of `keys`, leading axis [step].
 
     unroll: straight-line code instead of a loop (convolutions inside a loop are slow on the CPU backend).
     Returns the state and the stats of every transition, arrays leading with [step].
     """
+    return _scan(lambda state, key: algorithm.step(key, state), state, keys, unroll)
 
-    def move(state: Any, i: Array) -> tuple[Any, Stats]:
-        new, info = algorithm.step(jax.random.fold_in(key, i), state)
-        gap = jax.tree.map(jnp.subtract, new.position, state.position)
-        distance = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gap)))
-        return new, Stats(info.acceptance_rate, distance, info.is_divergent, info.num_gradients)
 
-    return jax.lax.scan(move, state, first + jnp.arange(1, num_steps + 1), unroll=unroll)
+def _scan(move: Callable, state: Any, keys: Key, unroll: bool = False) -> tuple[Any, Any]:
+    """Scan `move(state, key)` over keys; as words, since under vmap the debug check takes scanned keys for reused."""
+    impl = jax.random.key_impl(keys)
+
+    def move_by_words(state: Any, words: Array) -> tuple[Any, Any]:
+        return move(state, jax.random.wrap_key_data(words, impl=impl))
+
+    return jax.lax.scan(move_by_words, state, jax.random.key_data(keys), unroll=unroll)
 
 
 def start_cost(state: Any) -> int:
@@ -133,7 +133,7 @@ def evolve_from(
     """Start one chain at `position` (momenta and the like from `carry`) and make `num_steps` transitions."""
     algorithm = bind(kernel, logdensity)
     state = start(algorithm, jax.random.fold_in(key, 0), position, carry)
-    return evolve(key, algorithm, state, num_steps, unroll=unroll)
+    return evolve(step_keys(key, num_steps), algorithm, state, unroll=unroll)
 
 
 def summary_of(stats: Stats, start_gradients: int = 0) -> dict[str, Array]:
@@ -285,22 +285,22 @@ def _chunk(
     """
     algorithm = bind(kernel, logdensity)
 
-    def draw(key: Key, state: Any, i: Array) -> Any:
-        state, stats = evolve(key, algorithm, state, thin, first=first + i * thin)
+    def draw(state: Any, keys: Key) -> Any:
+        state, stats = evolve(keys, algorithm, state)
         value = state.logdensity if hasattr(state, "logdensity") else logdensity(state.position)
-        good = None
-        if stats.acceptance_rate is None:
-            first_bad = i * thin + jnp.argmax(stats.is_divergent)
-            good = jnp.where(jnp.any(stats.is_divergent), first_bad, size * thin)
         everything = {"position": state.position, "logdensity": value, **_thinned(stats)._asdict()}
-        return state, ({name: everything[name] for name in fields}, good)
+        blown = stats.is_divergent if stats.acceptance_rate is None else None
+        return state, ({name: everything[name] for name in fields}, blown)
 
     def chain(key: Key, state: Any) -> Any:
-        return jax.lax.scan(functools.partial(draw, key), state, jnp.arange(size))
+        return _scan(draw, state, step_keys(key, size * thin, first).reshape(size, thin))
 
-    state, (out, good) = jax.vmap(chain)(keys, state)
+    state, (out, blown) = jax.vmap(chain)(keys, state)
     stats = Stats(*(out.get(name) for name in Stats._fields))
-    return state, (out.get("position"), out.get("logdensity"), stats), None if good is None else jnp.min(good, axis=1)
+    if blown is not None:
+        blown = blown.reshape(-1, size * thin)
+        blown = jnp.where(jnp.any(blown, axis=1), jnp.argmax(blown, axis=1), size * thin)
+    return state, (out.get("position"), out.get("logdensity"), stats), blown
 
 
 def _thinned(stats: Stats) -> Stats:

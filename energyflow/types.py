@@ -32,30 +32,33 @@ class Energy(Protocol):
     def __call__(self, x: Tree, *cond: Tree) -> Scalar: ...
 
 
-class Info(NamedTuple):
-    """What every transition reports, whatever the kernel.
+class Stats(NamedTuple):
+    """What every transition reports, whatever the kernel; a trace holds it for all of them, leading axes [chain, draw].
 
     acceptance_rate: probability of accepting the proposal, shape (); None for kernels without an accept step.
-    is_divergent: True where the proposal was non-finite (then it was rejected) or the kernel called it divergent.
+    jump_distance: Euclidean distance moved, over all leaves of the position.
+    is_divergent: True where the proposal was non-finite or too far to square its distance (then it was rejected), or
+        the kernel called it divergent.
     num_gradients: energy gradients spent, int32 (0 for gradient-free kernels).
     """
 
     acceptance_rate: Any
-    is_divergent: Array
-    num_gradients: Array
+    jump_distance: Any
+    is_divergent: Any
+    num_gradients: Any
 
 
 class Algorithm(NamedTuple):
     """A kernel bound to a log density: BlackJAX's `init` and `step`, plus what a caller may rely on.
 
     init: (position, key) -> state, a NamedTuple with a field `position`.
-    step: (key, state) -> (state, Info).
+    step: (key, state) -> (state, Stats).
     reversible: detailed balance holds, so reverse annealing may use the same move.
     temperature: the temperature the moves sample at, on top of the energy's own; not 1 only for decoupled Langevin.
     """
 
     init: Callable[[Tree, Key], Any]
-    step: Callable[[Key, Any], tuple[Any, Info]]
+    step: Callable[[Key, Any], tuple[Any, Stats]]
     reversible: bool = True
     temperature: Scalar | float = 1.0
 

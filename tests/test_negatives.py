@@ -13,7 +13,7 @@ import pytest
 from jax.tree_util import register_dataclass
 
 import energyflow as ef
-from energyflow.chains import chain_keys, evolve
+from energyflow.chains import chain_keys, evolve, step_keys
 from energyflow.kernels import bind
 from energyflow.types import Negatives
 from laws import assert_mean, assert_not_mean
@@ -186,7 +186,7 @@ def stale_pcd(kernel, num_chains):
 
     def draw(key, energy, batch, state):
         algorithm = bind(kernel, ef.logdensity(energy))
-        state, stats = jax.vmap(lambda k, s: evolve(k, algorithm, s, 1))(chain_keys(key, num_chains), state)
+        state, stats = jax.vmap(lambda k, s: evolve(step_keys(k, 1), algorithm, s))(chain_keys(key, num_chains), state)
         return state.position, None, state, {"acceptance_rate": jnp.mean(stats.acceptance_rate)}
 
     return Negatives(init, draw)

@@ -7,10 +7,11 @@ import pytest
 from scipy.special import kolmogorov
 
 from energyflow import plots
-from energyflow.chains import ChainState, Stats, Trace
+from energyflow.chains import ChainState, Trace
 from energyflow.logz.result import combine
 from energyflow.plots.chains import autocorrelation_time
 from energyflow.plots.style import MANY, png
+from energyflow.types import Stats
 
 pytestmark = pytest.mark.core
 

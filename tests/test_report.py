@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from energyflow.chains import ChainState, Stats, Trace
+from energyflow.chains import ChainState, Trace
 from energyflow.diagnostics import to_netcdf
 from energyflow.report import write_report
 from energyflow.report.folder import read_run
@@ -16,6 +16,7 @@ from energyflow.report.markup import compared, duration, number
 from energyflow.report.page import SECTIONS
 from energyflow.report.sections import flatten
 from energyflow.report.verdicts import LOG_Z, PROVENANCE
+from energyflow.types import Stats
 
 pytestmark = pytest.mark.core
 

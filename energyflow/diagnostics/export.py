@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import pandas as pd
 
-from energyflow.chains import ChainState, Stats, Trace
+from energyflow.chains import ChainState, Trace
+from energyflow.types import Stats
 
 LEGACY = arviz.__version__.startswith("0.")
 COLUMNS = ("mean", "sd", "mcse_mean", "ess_bulk", "ess_tail", "r_hat")

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from energyflow.types import Algorithm, Info, Kernel, Key, LogDensity, Tree
+from energyflow.types import Algorithm, Kernel, Key, LogDensity, Stats, Tree
 
 CACHED = frozenset({"position", "logdensity", "logdensity_grad"})
 """State fields that belong to one log density and one position; everything else (momentum, slice, random generator)
@@ -45,7 +45,7 @@ def adapt(
     reversible: bool = True,
     temperature: Any = 1.0,
 ) -> Algorithm:
-    """Return a BlackJAX `SamplingAlgorithm` as an `Algorithm` that reports `Info` and rejects non-finite states.
+    """Return a BlackJAX `SamplingAlgorithm` as an `Algorithm` that reports `Stats` and rejects non-finite states.
 
     gradients_per_step: energy gradients per integration step (1 for leapfrog and Langevin moves).
     adjusted: False for kernels without an accept step; they report no acceptance rate.
@@ -56,39 +56,34 @@ def adapt(
 
 def _guarded_step(
     raw_step: Callable, gradients_per_step: int, adjusted: bool, key: Key, state: Any
-) -> tuple[Any, Info]:
+) -> tuple[Any, Stats]:
     new, raw = raw_step(key, state)
     energy = getattr(raw, "energy", 0.0)
+    distance = _distance(new.position, state.position)  # not finite where the new position is not
     # BlackJAX rejected an energy of +inf or NaN; that rejection stands, because GHMC's turns the momentum around.
-    sound = all_finite((new.position, getattr(new, "logdensity", 0.0))) & (energy != -jnp.inf)
+    sound = jnp.isfinite(distance) & jnp.isfinite(getattr(new, "logdensity", 0.0)) & (energy != -jnp.inf)
     kept = jax.tree.map(lambda n, o: jnp.where(sound, n, o), new, state)
+    rate = getattr(raw, "acceptance_rate", getattr(raw, "is_accepted", None)) if adjusted else None
     proposed = getattr(getattr(raw, "proposal", None), "logdensity", 0.0)
     finite = sound & jnp.isfinite(energy) & jnp.isfinite(proposed)
-    return kept, _info(raw, state, finite, gradients_per_step, adjusted)
-
-
-def _info(raw: Any, state: Any, finite: Any, gradients_per_step: int, adjusted: bool) -> Info:
-    rate = getattr(raw, "acceptance_rate", getattr(raw, "is_accepted", None)) if adjusted else None
     if rate is not None:
         rate = jnp.asarray(rate, dtype=float)
         finite = finite & jnp.isfinite(rate)
         rate = jnp.where(finite, rate, 0.0)
     divergent = ~finite | getattr(raw, "is_divergent", False) | ~jnp.asarray(getattr(raw, "nonans", True))
     steps = getattr(raw, "num_integration_steps", 1 if hasattr(state, "logdensity_grad") else 0)
-    return Info(rate, divergent, jnp.asarray(steps * gradients_per_step, dtype=jnp.int32))
+    num_gradients = jnp.asarray(steps * gradients_per_step, dtype=jnp.int32)
+    return kept, Stats(rate, jnp.where(sound, distance, 0.0), divergent, num_gradients)
+
+
+def _distance(new: Tree, old: Tree) -> jax.Array:
+    squares = jax.tree.map(lambda n, o: jnp.sum(jnp.square(n - o)), new, old)
+    return jnp.sqrt(sum(jax.tree.leaves(squares)))
 
 
 def pair(init: Callable, step: Callable) -> Any:
     """Return a BlackJAX `SamplingAlgorithm` of `init(position, key)` and `step(key, state)`."""
     return blackjax.SamplingAlgorithm(init, step)
-
-
-def all_finite(tree: Tree) -> jax.Array:
-    """Return whether every floating-point leaf of `tree` is finite, shape ()."""
-    leaves = [
-        jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-    ]
-    return functools.reduce(jnp.logical_and, leaves, jnp.asarray(True))
 
 
 def is_adjusted(kernel: Kernel, logdensity: LogDensity, position: Tree) -> bool:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import energyflow as ef
-from energyflow.chains import ChainState, Stats, Trace
+from energyflow.chains import ChainState, Trace
 from energyflow.diagnostics import Check, check
+from energyflow.types import Stats
 
 pytestmark = [pytest.mark.core, pytest.mark.blackjax_promotes("diagnostics")]
 

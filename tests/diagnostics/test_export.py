@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from energyflow.chains import ChainState, Stats, Trace
+from energyflow.chains import ChainState, Trace
 from energyflow.diagnostics import from_netcdf, read_trace, summary, to_arviz, to_netcdf
+from energyflow.types import Stats
 
 pytestmark = pytest.mark.core
 

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 
 from energyflow.chains import advance_chains
 from energyflow.kernels import adapt, barker
-from energyflow.types import Algorithm, Info
+from energyflow.types import Algorithm, Stats
 from invariance import TARGETS, assert_invariant, assert_not_invariant
 
 KERNELS = {
@@ -59,7 +59,7 @@ def broken(logdensity, step_size, skew_in_ratio, accept):
         rate = jnp.exp(jnp.minimum(log_ratio, 0.0))
         taken = jax.random.uniform(accept_key) < rate
         new = jax.tree.map(lambda p, s: jnp.where(taken, p, s), proposal, state)
-        return new, Info(rate, jnp.asarray(False), jnp.asarray(1))
+        return new, Stats(rate, jnp.zeros(()), jnp.asarray(False), jnp.asarray(1))
 
     return Algorithm(inner.init, step)
 

@@ -25,7 +25,7 @@ from energyflow.kernels import (
     with_step_size,
 )
 from energyflow.kernels.langevin import normal_like
-from energyflow.types import Algorithm, Info
+from energyflow.types import Algorithm, Stats
 from invariance import COVARIANCE, TARGETS, assert_invariant, assert_not_invariant
 
 DENSE = np.array(COVARIANCE, np.float32)
@@ -109,7 +109,7 @@ def with_noise_of_half_the_variance(logdensity, step_size):
         rate = jnp.exp(jnp.minimum(surprise(proposal, state) - surprise(state, proposal), 0.0))
         accept = jax.random.uniform(accept_key) < rate
         new = jax.tree.map(lambda p, s: jnp.where(accept, p, s), proposal, state)
-        return new, Info(rate, jnp.asarray(False), jnp.asarray(1))
+        return new, Stats(rate, jnp.zeros(()), jnp.asarray(False), jnp.asarray(1))
 
     return Algorithm(lambda position, key: inner.init(position), step)
 
@@ -132,7 +132,7 @@ def with_momentum_kept_at_a_wall(logdensity, step_size):
         new, raw = inner.step(key, state)
         finite = jnp.isfinite(raw.energy)
         kept = jax.tree.map(lambda n, s: jnp.where(finite, n, s), new, state)
-        return kept, Info(raw.acceptance_rate, ~finite, jnp.asarray(1))
+        return kept, Stats(raw.acceptance_rate, jnp.zeros(()), ~finite, jnp.asarray(1))
 
     return Algorithm(inner.init, step)
 
