@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import optax
+from peers import torch_step
 
 import energyflow as ef
 from energyflow.logz.anneal import anneal_forward
@@ -95,6 +96,7 @@ def pcd_case(net, phase):
         "ours": library_step(net, kernel, num_steps, optimizer),
         "bound (scan)": bare_step(net, gradients, False, optimizer),
         "bound (unrolled)": bare_step(net, gradients, True, optimizer),
+        **torch_step(net, phase, points(net)),
     }
 
 

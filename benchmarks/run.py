@@ -15,12 +15,18 @@ from timing import interleaved, ratio
 
 
 def measure(name, rounds):
-    """Return the row of one case."""
-    seconds = interleaved(CASES[name](), rounds)
+    """Return the row of one case; the peer runs apart, since its threads spin on after its turn."""
+    cases = CASES[name]()
+    peer = cases.pop("torchebm", None)
+    seconds = interleaved(cases, rounds)
     others = [other for other in seconds if other != "ours"]
     against = min(others, key=lambda other: np.median(seconds[other]))
     ours, bound = (1e3 * float(np.median(seconds[key])) for key in ("ours", against))
-    return {"row": name, "ours_ms": ours, "bound_ms": bound, "against": against, **ratio(seconds, "ours", against)}
+    row = {"row": name, "ours_ms": ours, "bound_ms": bound, "against": against, **ratio(seconds, "ours", against)}
+    if peer is not None:
+        seconds = interleaved({"ours": cases["ours"], "torchebm": peer}, rounds)
+        row["torchebm"] = ratio(seconds, "torchebm", "ours")["median"]
+    return row
 
 
 def main():
@@ -32,7 +38,7 @@ def main():
     options = parser.parse_args()
     rounds = 3 if options.quick else options.rounds
     print(f"jax {jax.__version__}, blackjax {blackjax.__version__}, {jax.devices()[0].platform}, {rounds} rounds")
-    print(f"{'row':<16} {'ours ms':>9} {'bound ms':>9} {'ratio':>6} {'range':>13}  against")
+    print(f"{'row':<16} {'ours ms':>9} {'bound ms':>9} {'ratio':>6} {'range':>13}  {'against':<18} torchebm/ours")
     rows = []
     for name in CASES:
         if options.rows in name:
@@ -41,7 +47,7 @@ def main():
             spread = f"{row['min']:.2f}-{row['max']:.2f}"
             print(
                 f"{name:<16} {row['ours_ms']:9.2f} {row['bound_ms']:9.2f} {row['median']:6.2f} {spread:>13}  "
-                f"{row['against']}",
+                f"{row['against']:<18} {row.get('torchebm', float('nan')):13.2f}",
                 flush=True,
             )
     if options.json:
