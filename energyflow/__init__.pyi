@@ -14,6 +14,7 @@ from . import (
     stats as stats,
     types as types,
 )
+from .bridge import as_distribution as as_distribution, from_numpyro as from_numpyro
 from .chains import (
     Trace as Trace,
     advance as advance,
@@ -81,8 +82,10 @@ from .negatives import (
 )
 from .objectives import contrastive as contrastive, stateless as stateless
 from .runs import load_run as load_run
+from .sampling import run as run
 from .stepsize import by_acceptance as by_acceptance, by_jump as by_jump
 from .training import TrainState as TrainState, guarded as guarded, init as init, make_step as make_step, train as train
 from .tuning import tune as tune
+from .warmup import warm_up as warm_up
 
 __version__: str

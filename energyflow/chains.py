@@ -64,10 +64,10 @@ def evolve(keys: Key, algorithm: Algorithm, state: Any, *, unroll: bool = False)
     unroll: straight-line code instead of a loop (convolutions inside a loop are slow on the CPU backend).
     Returns the state and the stats of every transition, arrays leading with [step].
     """
-    return _scan(lambda state, key: algorithm.step(key, state), state, keys, unroll)
+    return scan_keys(lambda state, key: algorithm.step(key, state), state, keys, unroll)
 
 
-def _scan(move: Callable, state: Any, keys: Key, unroll: bool = False) -> tuple[Any, Any]:
+def scan_keys(move: Callable, state: Any, keys: Key, unroll: bool = False) -> tuple[Any, Any]:
     """Scan `move(state, key)` over keys; as words, since under vmap the debug check takes scanned keys for reused."""
     impl = jax.random.key_impl(keys)
 
@@ -293,7 +293,7 @@ def _chunk(
         return state, ({name: everything[name] for name in fields}, blown)
 
     def chain(key: Key, state: Any) -> Any:
-        return _scan(draw, state, step_keys(key, size * thin, first).reshape(size, thin))
+        return scan_keys(draw, state, step_keys(key, size * thin, first).reshape(size, thin))
 
     state, (out, blown) = jax.vmap(chain)(keys, state)
     stats = Stats(*(out.get(name) for name in Stats._fields))

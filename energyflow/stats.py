@@ -53,3 +53,28 @@ def bennett_acceptance_ratio(forward: Any, reverse: Any) -> Estimate:
     a, b = expit(f - c - shift), expit(c - r + shift)
     variance = (np.mean(a**2) / np.mean(a) ** 2 - 1) / f.size + (np.mean(b**2) / np.mean(b) ** 2 - 1) / r.size
     return Estimate(c, float(np.sqrt(max(variance, 0.0))))
+
+
+def pareto_k(log_weights: Any) -> float:
+    """Return the shape k of a generalised Pareto fitted to the largest weights (Vehtari, Simpson, Gelman et al. 2024).
+
+    log_weights: (n,). Over 0.7 the mean of the weights, and the error that they report of themselves, cannot be
+    believed at this n; over 1 the mean does not exist. The tail is the largest min(0.2 n, 3 sqrt(n)) weights; the fit
+    is Zhang and Stephens' (2009), shrunk towards 0.5 as if by ten more weights. Infinite with fewer than 25 weights,
+    minus infinity where the tail is one value.
+    """
+    w = np.sort(np.asarray(log_weights, np.float64))
+    if w.size < 25:
+        return float("inf")
+    num = int(np.ceil(min(0.2 * w.size, 3 * np.sqrt(w.size))))
+    tail = np.exp(w[-num:] - w[-1]) - np.exp(w[-num - 1] - w[-1])
+    if not tail[-1] > 0:
+        return -np.inf
+    prior, size = 3, 30 + int(np.sqrt(num))
+    quartile = tail[int(num / 4 + 0.5) - 1]
+    theta = 1 / tail[-1] + (1 - np.sqrt(size / (np.arange(1, size + 1) - 0.5))) / prior / max(quartile, 1e-300)
+    shapes = np.log1p(-theta[:, None] * tail).mean(axis=1)
+    profile = num * (np.log(-theta / shapes) - shapes - 1)
+    posterior = 1 / np.exp(profile - profile[:, None]).sum(axis=1)
+    k = np.log1p(-(theta @ posterior / posterior.sum()) * tail).mean()
+    return float((num * k + 10 * 0.5) / (num + 10))

@@ -43,6 +43,8 @@ BLACKJAX = {  # the state a key lives in, or a select between keys; bool * float
 }
 ALLOWED = BLACKJAX | {
     "numpyro": ("jax_numpy_rank_promotion",),  # location and scale in sample() of a batch
+    # Discrete draws promote, subsampling reuses a key, Beta and Dirichlet scan over keys.
+    "numpyro_models": ("jax_debug_key_reuse", "jax_numpy_dtype_promotion", "jax_numpy_rank_promotion"),
     "optax": ("jax_numpy_dtype_promotion",),  # decay ** count in Adam's bias correction
 }
 

@@ -133,7 +133,20 @@ def step_size(kernel: Kernel) -> Any:
 def with_step_size(kernel: Kernel, value: Any) -> Kernel:
     """Return the same kernel with another step size; same pytree structure, so nothing recompiles."""
     step_size(kernel)
-    return Partial(kernel.func, *kernel.args, **{**kernel.keywords, "step_size": value})  # type: ignore[attr-defined]
+    return with_settings(kernel, step_size=value)
+
+
+def with_settings(kernel: Kernel, **settings: Any) -> Kernel:
+    """Return the same kernel with some of its keyword settings replaced."""
+    return Partial(kernel.func, *kernel.args, **{**kernel.keywords, **settings})  # type: ignore[attr-defined]
+
+
+def name_of(kernel: Kernel) -> str:
+    """Return the name a kernel was made by, "mala" for `mala(0.1)`, "<lambda>" for one without a name."""
+    function: Any = kernel
+    while not hasattr(function, "__name__"):
+        function = getattr(function, "func", None) or function.fun
+    return function.__name__.removeprefix("_")
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import numpy as np
 from jax.tree_util import Partial, register_dataclass
 
 from energyflow.chains import chain_keys, evolve_from, start_cost
-from energyflow.energy import Tilted, as_energy, logdensity, require_density, temperature
+from energyflow.energy import as_energy, logdensity, require_density, temperature
 from energyflow.kernels.algorithm import step_size, with_step_size
 from energyflow.stepsize import by_acceptance
 from energyflow.types import Array, Kernel, Key, LogDensity, Scalar, Tree
@@ -47,17 +47,20 @@ def _interpolate(path: Path, beta: Scalar, x: Tree) -> Scalar:
 def annealing_path(energy: Any, base: Any = None, order: float = 1.0) -> Path:
     """Return the path from `base` to `energy`.
 
-    base: a NumPyro distribution over one point; the energy's own where it is a tilt and none is given (then only the
-    tilt is annealed). Raises ValueError for a landscape, a missing base or a batch of bases.
+    base: a NumPyro distribution over one point; the energy's own where it has one (a tilt, a model with its prior) and
+    none is given (then only the tilt is annealed). Raises ValueError for a landscape, a missing base or a batch of
+    bases.
     """
     energy = as_energy(energy)
     require_density(energy, "log Z")
-    if base is None and not isinstance(energy, Tilted):
-        raise ValueError("annealing needs a base distribution to start from: pass one, or a tilted energy")
+    own = getattr(energy, "base", None)
+    if base is None and own is None:
+        why = getattr(energy, "why_no_base", None) or "pass one, or a tilted energy"
+        raise ValueError(f"annealing needs a base distribution to start from: {why}")
     if base is not None and getattr(base, "batch_shape", ()) != ():
         raise ValueError(f"the base must score one point; its batch shape is {base.batch_shape}: use .to_event(...)")
-    if isinstance(energy, Tilted) and (base is None or base is energy.base):
-        return Path(energy.base, Partial(_tilt, energy.energy), order)
+    if base is None or base is own:
+        return Path(own, Partial(_tilt, energy.energy), order)
     return Path(base, Partial(_ratio, logdensity(energy), base), order)
 
 
