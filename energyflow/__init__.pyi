@@ -24,6 +24,14 @@ from .chains import (
 )
 from .checkpoint import load as load, save as save
 from .diagnostics import check as check, summary as summary, to_arviz as to_arviz
+from .energies.bases import (
+    bernoulli_base as bernoulli_base,
+    categorical_base as categorical_base,
+    uniform_spins as uniform_spins,
+)
+from .energies.discrete import rbm as rbm, rbm_marginal as rbm_marginal
+from .energies.fitted import gaussian_base as gaussian_base
+from .energies.lattices import ising as ising
 from .energies.modules import from_apply as from_apply, from_nnx as from_nnx, to_nnx as to_nnx
 from .energies.nets import (
     classifier_energy as classifier_energy,
@@ -43,12 +51,18 @@ from .energy import (
     tempered as tempered,
     tilt as tilt,
 )
+from .evidence import compare as compare, log_z as log_z
 from .kernels import (
     adjusted_mclmc as adjusted_mclmc,
     barker as barker,
+    block_gibbs as block_gibbs,
+    dmala as dmala,
+    dula as dula,
     dynamic_hmc as dynamic_hmc,
     elliptical_slice as elliptical_slice,
     ghmc as ghmc,
+    gibbs as gibbs,
+    gibbs_with_gradients as gibbs_with_gradients,
     hmc as hmc,
     langevin as langevin,
     mala as mala,
@@ -86,6 +100,7 @@ from .sampling import run as run
 from .stepsize import by_acceptance as by_acceptance, by_jump as by_jump
 from .training import TrainState as TrainState, guarded as guarded, init as init, make_step as make_step, train as train
 from .tuning import tune as tune
+from .unbiased import unbiased_gradient as unbiased_gradient
 from .warmup import warm_up as warm_up
 
 __version__: str

@@ -1,7 +1,8 @@
 """Floor 2: kernels turn a log density into moves; swapping one is one token."""
 
-from energyflow.kernels.algorithm import adapt, bind, is_adjusted, step_size, with_step_size
+from energyflow.kernels.algorithm import adapt, bind, is_adjusted, name_of, step_size, with_settings, with_step_size
 from energyflow.kernels.barker_walk import barker
+from energyflow.kernels.conditionals import block_gibbs, gibbs
 from energyflow.kernels.continuous import (
     adjusted_mclmc,
     dynamic_hmc,
@@ -13,6 +14,7 @@ from energyflow.kernels.continuous import (
     rmh,
     slice_sampling,
 )
+from energyflow.kernels.discrete import dmala, dula, gibbs_with_gradients
 from energyflow.kernels.langevin import langevin, langevin_temperature, mclmc, sgld, ula
 
 __all__ = [
@@ -20,20 +22,27 @@ __all__ = [
     "adjusted_mclmc",
     "barker",
     "bind",
+    "block_gibbs",
+    "dmala",
+    "dula",
     "dynamic_hmc",
     "elliptical_slice",
     "ghmc",
+    "gibbs",
+    "gibbs_with_gradients",
     "hmc",
     "is_adjusted",
     "langevin",
     "langevin_temperature",
     "mala",
     "mclmc",
+    "name_of",
     "nuts",
     "rmh",
     "sgld",
     "slice_sampling",
     "step_size",
     "ula",
+    "with_settings",
     "with_step_size",
 ]

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from energyflow.chains import advance_chains, count_chains
 from energyflow.energy import as_energy
@@ -159,11 +160,15 @@ def _refresh(
 
 
 def _default_kernel(base: Any) -> Kernel:
-    """MALA scaled by what the base knows of the target's scale."""
+    """MALA scaled by what the base knows of the target's scale; draws tell where it has no moments."""
     try:
         covariance = base.covariance_matrix
     except (AttributeError, NotImplementedError):
-        covariance = jnp.ravel(base.variance)
+        if hasattr(base, "variance"):
+            covariance = jnp.ravel(base.variance)
+        else:
+            draws = base.sample(jax.random.key(0), (1000,))
+            covariance = jnp.var(jax.vmap(lambda x: ravel_pytree(x)[0])(draws), axis=0)
     dim = covariance.shape[0]
     return mala(1.0 / dim ** (1 / 3), covariance)
 
