@@ -300,8 +300,10 @@ def _place(position: Position, site: dict) -> Any:
     if step is not None and jnp.ndim(u) > len(bijection.inverse_shape(site["fn"].shape())):
         u = u[step]
     value = bijection(u)
-    log_det = jnp.sum(bijection.log_abs_det_jacobian(u, value))
-    numpyro.factor(_jacobian(site["name"]), log_det)
+    # Within plates a factor has the plates' shape, so only the dimensions of one event are summed.
+    log_det = bijection.log_abs_det_jacobian(u, value)
+    extra = len(site["fn"].event_shape) - bijection.codomain.event_dim
+    numpyro.factor(_jacobian(site["name"]), jnp.sum(log_det, axis=tuple(range(-extra, 0))))
     return value
 
 

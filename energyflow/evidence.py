@@ -127,7 +127,7 @@ def log_z(
     draw_key, pilot_key, end_key, bracket_key = jax.random.split(as_key(key), 4)
     spent, check = 0, None
     if exact is None:
-        sampled = run(draw_key, target) if sampled is None else sampled
+        sampled = run(draw_key, target, target_acceptance=0.9) if sampled is None else sampled
         spent = sampled.warmup_gradients + int(np.sum(sampled.trace.stats.num_gradients, dtype=np.int64))
         draws, check = (
             jax.tree.map(lambda x: jnp.asarray(x.reshape(-1, *x.shape[2:])), sampled.trace.position),

@@ -43,7 +43,17 @@ def walk(y):
     scan(step, jnp.zeros(()), y)
 
 
+def plates(hits):
+    """Bijections inside plates, alone and over events: each Jacobian counts once a row."""
+    with numpyro.plate("group", 3):
+        rate = numpyro.sample("rate", dist.Beta(2.0, 3.0))
+        numpyro.sample("scale", dist.HalfNormal(1.0).expand([2]).to_event(1))
+        numpyro.sample("part", dist.Dirichlet(jnp.ones(4)))
+        numpyro.sample("hits", dist.Binomial(10, rate), obs=hits)
+
+
 CASES = {
+    "plates": (plates, (np.array([1, 4, 6]),)),
     "schools": (schools, (SIGMA, Y)),
     "shares": (shares, (np.array([2, 3, 5]),)),
     "scan": (walk, (np.array([0.3, 1.0, -0.2], np.float32),)),
