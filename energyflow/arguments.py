@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -42,14 +42,32 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Logz:
-    """Bracket log Z of a finished run again, with another budget or seed."""
+class Run:
+    """Sample the posterior of a NumPyro model, FILE.py:MODEL, and judge the draws."""
 
-    folder: Annotated[Path, tyro.conf.Positional]
-    temperatures: int = 5000
-    """Annealing moves per direction."""
-    chains: int = 512
-    """Chains per direction."""
+    target: Annotated[str, tyro.conf.Positional]
+    data: Path | None = None
+    """A .npz file whose arrays are named as the model's parameters."""
+    kernel: Literal["auto", "nuts", "hmc", "mala"] = "auto"
+    chains: int = 8
+    draws: int = 1000
+    """Draws kept of each chain."""
+    seed: int = 0
+    out: Path | None = None
+    """A .nc file (ArviZ) for the draws."""
+
+
+@dataclass(frozen=True)
+class Logz:
+    """Bracket log Z: of a finished run again, or the evidence of a NumPyro model, FILE.py:MODEL."""
+
+    target: Annotated[str, tyro.conf.Positional]
+    data: Path | None = None
+    """For a model: a .npz file whose arrays are named as its parameters."""
+    temperatures: int | None = None
+    """Annealing moves per direction; 5000, for a model 2000."""
+    chains: int | None = None
+    """Chains per direction; 512, for a model 128."""
     seed: int = 1
 
 

@@ -6,14 +6,14 @@ from importlib.metadata import version
 
 import tyro
 
-from energyflow.arguments import Check, Logz, Report, Resume, Sample, Train
+from energyflow.arguments import Check, Logz, Report, Resume, Run, Sample, Train
 
-COMMANDS = Train | Resume | Sample | Logz | Check | Report
+COMMANDS = Train | Resume | Sample | Run | Logz | Check | Report
 
-ABOUT = """Train energy-based densities, sample them, and say what they are worth.
+ABOUT = """Train energy-based densities, sample them or a NumPyro model, and say what they are worth.
 
 Exit codes: 0 done; 1 a wrong input or a refusal, said in one sentence on stderr; 2 wrong usage; 3 training diverged
-(the last good state was kept and judged); 4 the draws or the bracket failed their check (`check`, `logz`); 130
+(the last good state was kept and judged); 4 the draws or the bracket failed their check (`check`, `run`, `logz`); 130
 interrupted by Ctrl-C and 143 by SIGTERM (the run resumes). `energyflow --version` prints the version.
 """
 

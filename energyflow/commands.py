@@ -8,15 +8,18 @@ from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from energyflow import arguments as args
 from energyflow.chains import SamplingStopped, Trace
-from energyflow.diagnostics import check, read_trace
+from energyflow.diagnostics import check, read_trace, to_netcdf
+from energyflow.evidence import log_z
+from energyflow.kernels import hmc, mala, nuts
 from energyflow.logz import bracket
+from energyflow.models import read_model
 from energyflow.report import write_report
 from energyflow.runs import load_run, read_spec, resume_run, start_run
+from energyflow.sampling import run as sample_target
 
 STOPPED = {"interrupted": 130, "terminated": 143}
 
@@ -70,12 +73,27 @@ def _(chosen: args.Sample) -> int:
 
 @_run.register
 def _(chosen: args.Logz) -> int:
-    done = load_run(chosen.folder)
-    result = bracket(
-        jax.random.key(chosen.seed), done.energy, num_temperatures=chosen.temperatures, num_chains=chosen.chains
-    )
+    if ":" in chosen.target and not Path(chosen.target).is_dir():
+        num_chains, moves = chosen.chains or 128, chosen.temperatures or 2000
+        target = read_model(chosen.target, chosen.data)
+        result: Any = log_z(chosen.seed, target, budget=2 * moves * num_chains, num_chains=num_chains)
+    else:
+        done = load_run(Path(chosen.target))
+        moves, num_chains = chosen.temperatures or 5000, chosen.chains or 512
+        result = bracket(chosen.seed, done.energy, num_temperatures=moves, num_chains=num_chains)
     print(result)
     return 0 if result.verdict in ("bracketed", "approximate") else 4
+
+
+@_run.register
+def _(chosen: args.Run) -> int:
+    kernel = {"auto": "auto", "nuts": nuts(0.1), "hmc": hmc(0.1, 3), "mala": mala(0.1)}[chosen.kernel]
+    target = read_model(chosen.target, chosen.data)
+    result = sample_target(chosen.seed, target, kernel, chains=chosen.chains, draws=chosen.draws, progress=True)
+    print(result)
+    if chosen.out is not None:
+        print(f"draws: {to_netcdf(result.trace._replace(position=result.parameters), chosen.out)}")
+    return 0 if result.verdict == "healthy" else 4
 
 
 @_run.register

@@ -15,7 +15,7 @@ from energyflow.energy import as_energy
 from energyflow.kernels.continuous import mala
 from energyflow.logz.anneal import anneal_forward, anneal_reverse
 from energyflow.logz.bracket import bracket
-from energyflow.logz.path import Path, annealing_path, pilot
+from energyflow.logz.path import Path, annealing_path
 from energyflow.logz.result import LogZ, combine
 from energyflow.sampling import Sampled, run
 from energyflow.stats import log_mean_exp, pareto_k
@@ -24,8 +24,10 @@ from energyflow.types import Kernel, Key, Tree, as_key
 GROUPS = 8
 MAX_K = 0.7
 """The Pareto shape over which a mean of weights cannot be believed (Vehtari et al. 2024)."""
+TRIAL = 10
+"""A base of the target's own is tried with a tenth of the moves."""
 HOPELESS = 0.5
-"""Variance of the log weights, in squared nats, that a prior is predicted to give before a Gaussian is fitted."""
+"""Variance of the log weights, in squared nats, predicted from the trial, over which a Gaussian is fitted instead."""
 
 
 class Evidence(NamedTuple):
@@ -117,14 +119,14 @@ def log_z(
 
     base: a normalised distribution to anneal from. By default the target's own (a prior, a tilt's base), or a Gaussian
     fitted to draws of the target and widened by a fifth, where there is none, where it cannot be sampled, or where a
-    pilot predicts that the log weights from it would vary by more than 0.5 squared nats. kernel: reversible; MALA with
+    trial predicts that the log weights from it would vary by more than 0.5 squared nats. kernel: reversible; MALA with
     the covariance of the draws by default. budget: energy gradients for the two directions of annealing together,
     500 000 by default. num_chains: chains in each direction. exact: exact draws of the target; otherwise `sampled`, or
     `run(key, target)`, gives the ends that reverse chains start from: the upper side is then approximate, and the check
     of those draws decides whether it is supported. Raises ValueError as `run` and `bracket` do.
     """
     target = as_energy(target)
-    draw_key, pilot_key, end_key, bracket_key = jax.random.split(as_key(key), 4)
+    draw_key, trial_key, end_key, bracket_key = jax.random.split(as_key(key), 4)
     spent, check = 0, None
     if exact is None:
         sampled = run(draw_key, target, target_acceptance=0.9) if sampled is None else sampled
@@ -136,21 +138,35 @@ def log_z(
     else:
         draws = jax.tree.map(jnp.asarray, exact)
     fitted = gaussian_base(draws)
-    kernel = mala(fitted.mean.size ** (-1 / 3), fitted.covariance_matrix) if kernel is None else as_energy(kernel)
+    moves: Kernel = (
+        mala(fitted.mean.size ** (-1 / 3), fitted.covariance_matrix) if kernel is None else as_energy(kernel)
+    )
     num_temperatures = max(20, (500_000 if budget is None else budget) // (2 * num_chains))
     name = "base given"
     if base is None:
         base, name = getattr(target, "base", None), "prior" if hasattr(target, "constrain") else "base"
         if base is not None:
-            found = pilot(pilot_key, annealing_path(target, base), kernel)
-            spent += found.num_gradients
-            base = base if found.length**2 / num_temperatures < HOPELESS else None
+            short = max(10, num_temperatures // TRIAL)
+            trial = bracket(
+                trial_key, target, base, moves, num_temperatures=short, num_chains=num_chains, reverse=False
+            )
+            spent += trial.num_gradients
+            # The variance of log weights falls as one over the number of moves.
+            base = base if np.var(trial.forward) / TRIAL < HOPELESS else None
         base, name = (fitted, "Gaussian fitted to draws") if base is None else (base, name)
     rows = jax.random.permutation(end_key, count_chains(draws))[:num_chains]
     ends = jax.tree.map(lambda x: x[rows], draws)
-    how = {"exact": ends} if exact is not None else {"approximate": ends}
-    found = bracket(bracket_key, target, base, kernel, num_temperatures=num_temperatures, num_chains=num_chains, **how)
-    setup = _Setup(annealing_path(target, base), kernel, draws, count_chains(draws))
+    found = bracket(
+        bracket_key,
+        target,
+        base,
+        moves,
+        num_temperatures=num_temperatures,
+        num_chains=num_chains,
+        exact=None if exact is None else ends,
+        approximate=ends if exact is None else None,
+    )
+    setup = _Setup(annealing_path(target, base), moves, draws, count_chains(draws))
     return _evidence(found, name, check, setup, spent)
 
 

@@ -40,6 +40,7 @@ FLOORS = {
     "fit": 7,
     "plots": 7,
     "sampling": 7,
+    "models": 7,
     "evidence": 8,
     "certify": 8,
     "report": 8,

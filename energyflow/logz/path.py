@@ -96,12 +96,6 @@ class Pilot(NamedTuple):
     acceptance: np.ndarray
     num_gradients: int
 
-    @property
-    def length(self) -> float:
-        """The thermodynamic length: log weights over K perfectly mixing moves have variance length^2 / K."""
-        gaps = np.diff(self.betas, prepend=0.0)
-        return float(np.sum(gaps * self.spread))
-
     def schedule(self, num_temperatures: int) -> np.ndarray:
         """Return inverse temperatures at equal steps of thermodynamic length, the integral of the spread.
 
