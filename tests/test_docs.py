@@ -100,7 +100,7 @@ def settings(kind: type) -> Iterator[tuple[str, object]]:
     for field in dataclasses.fields(kind):
         if field.name == "settings":
             yield from settings(Spec)
-        elif field.name not in ("data", "folder", "path"):
+        elif field.name not in ("folder", "path", "target") and (kind, field.name) != (Spec, "data"):
             yield field.name.replace("_", "-"), field.default
 
 
@@ -112,7 +112,7 @@ def same(written: str, default: object) -> bool:
     return written == default if isinstance(default, str) else float(written) == default
 
 
-@pytest.mark.parametrize("kind", [arguments.Train, arguments.Resume, arguments.Sample, arguments.Logz])
+@pytest.mark.parametrize("kind", [arguments.Train, arguments.Resume, arguments.Sample, arguments.Run, arguments.Logz])
 def test_the_options_of_a_command_are_documented_with_their_defaults(kind):
     documented, real = options(kind.__name__.lower()), dict(settings(kind))
     assert documented.keys() == real.keys()
@@ -129,4 +129,5 @@ def test_the_guide_lists_every_kernel():
     section = (ROOT / "docs" / "guide.md").read_text().split("## Kernels")[1].split("## Chains")[0]
     rows = " ".join(row.split("|")[1] for row in section.splitlines() if row.startswith("| `ef."))
     helpers = {"adapt", "bind", "is_adjusted", "langevin_temperature", "step_size", "with_step_size"}
+    helpers |= {"name_of", "with_settings"}
     assert set(re.findall(r"`ef\.(\w+)\(", rows)) == set(ef.kernels.__all__) - helpers

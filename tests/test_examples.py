@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -41,6 +42,24 @@ def test_the_forward_run_is_sure_and_wrong_and_the_bracket_says_so(tmp_path):
     assert number(r"off by # of its standard errors", text) < -4
     assert "(one-sided)" in text and "(wide)" in text
     assert "the bracket contains the exact log Z: True" in text
+
+
+@pytest.mark.slow
+def test_two_models_are_compared_and_the_closed_form_is_inside(tmp_path):
+    text = run("evidence", tmp_path)
+    assert "inside True" in text and "not ranked" not in text
+    assert text.index("one_effect  ") < text.index("own_effects  ")
+
+
+@pytest.mark.slow
+def test_the_likelihood_of_a_boltzmann_machine_is_known_exactly(tmp_path):
+    """Rows of 8x8 images lit with chance .4 have 8 bits, 5.4 nats; independent pixels cost 43."""
+    rng = np.random.default_rng(0)
+    images = [(255 * np.repeat(rng.random((n, 8, 1)) < 0.4, 8, axis=2)).astype(np.uint8) for n in (4000, 1000)]
+    np.savez(tmp_path / "bars.npz", x_train=images[0], x_test=images[1])
+    text = run("rbm_mnist", tmp_path, "bars.npz", "--hidden", "12", "--steps", "300")
+    assert "exact inside: True" in text
+    assert number(r"PCD-1 +#", text) > number(r"no weights +#", text) + 3
 
 
 @pytest.mark.parametrize("sampler", ["mala", "barker"])
