@@ -23,7 +23,14 @@ from .chains import (
     sample_chains as sample_chains,
 )
 from .checkpoint import load as load, save as save
-from .diagnostics import check as check, summary as summary, to_arviz as to_arviz
+from .diagnostics import (
+    by_chain as by_chain,
+    check as check,
+    probe_modes as probe_modes,
+    summary as summary,
+    superchain_starts as superchain_starts,
+    to_arviz as to_arviz,
+)
 from .energies.bases import (
     bernoulli_base as bernoulli_base,
     categorical_base as categorical_base,
@@ -60,6 +67,7 @@ from .kernels import (
     dula as dula,
     dynamic_hmc as dynamic_hmc,
     elliptical_slice as elliptical_slice,
+    geometric_ladder as geometric_ladder,
     ghmc as ghmc,
     gibbs as gibbs,
     gibbs_with_gradients as gibbs_with_gradients,
@@ -68,9 +76,11 @@ from .kernels import (
     mala as mala,
     mclmc as mclmc,
     nuts as nuts,
+    parallel_tempering as parallel_tempering,
     rmh as rmh,
     sgld as sgld,
     slice_sampling as slice_sampling,
+    tune_ladder as tune_ladder,
     ula as ula,
 )
 from .logz import (
@@ -82,6 +92,7 @@ from .logz import (
     log_z_enumeration as log_z_enumeration,
     log_z_quadrature as log_z_quadrature,
     reverse_ais as reverse_ais,
+    smc as smc,
 )
 from .negatives import (
     cd as cd,

@@ -78,3 +78,90 @@ def pareto_k(log_weights: Any) -> float:
     posterior = 1 / np.exp(profile - profile[:, None]).sum(axis=1)
     k = np.log1p(-(theta @ posterior / posterior.sum()) * tail).mean()
     return float((num * k + 10 * 0.5) / (num + 10))
+
+
+class NestedVariances(NamedTuple):
+    """Variances of draws in superchains, each of the shape of one draw.
+
+    superchains: of the superchains' means. chains: of the chains' means about their superchain's, averaged (0 for one
+    chain a superchain). draws: of the draws about their chain's mean, averaged (0 for one draw a chain).
+    """
+
+    superchains: np.ndarray
+    chains: np.ndarray
+    draws: np.ndarray
+
+
+def superchain_labels(superchains: Any, num_chains: int) -> np.ndarray:
+    """Return one superchain label per chain, (num_chains,) in 0..K-1.
+
+    superchains: labels (num_chains,), or a number K of superchains, the chains of each side by side.
+    Raises ValueError for fewer than two superchains, superchains of unequal size or labels of another shape.
+    """
+    given = np.asarray(superchains)
+    if given.ndim == 0:
+        if given < 1 or num_chains % given:
+            raise ValueError(f"{num_chains} chains cannot be split into {given} superchains of equal size")
+        given = np.repeat(np.arange(int(given)), num_chains // int(given))
+    if given.shape != (num_chains,):
+        raise ValueError(f"superchains need one label a chain, shape ({num_chains},); got shape {given.shape}")
+    _, labels, sizes = np.unique(given, return_inverse=True, return_counts=True)
+    if len(sizes) < 2 or len(set(sizes)) > 1:
+        raise ValueError(f"need two or more superchains of equal size; their sizes are {sizes.tolist()}")
+    return labels
+
+
+def nested_variances(draws: Any, superchains: Any) -> NestedVariances:
+    """Return the variances that nested R-hat compares (Margossian, Hoffman et al. 2024).
+
+    draws: (chain, draw, ...), finite. superchains: as for `superchain_labels`.
+    Raises ValueError where there is nothing to compare with: one chain a superchain and one draw a chain.
+    """
+    x = np.asarray(draws, np.float64)
+    if x.ndim < 2:
+        raise ValueError(f"draws need axes [chain, draw, ...]; their shape is {x.shape}")
+    labels = superchain_labels(superchains, len(x))
+    x = x[np.argsort(labels, kind="stable")].reshape(labels.max() + 1, -1, *x.shape[1:])
+    size, length = x.shape[1:3]
+    if size < 2 and length < 2:
+        raise ValueError("nested R-hat needs two chains a superchain or two draws a chain")
+    means = x.mean(axis=2)
+    nothing = np.zeros(x.shape[3:])
+    return NestedVariances(
+        means.mean(axis=1).var(axis=0, ddof=1),
+        means.var(axis=1, ddof=1).mean(axis=0) if size > 1 else nothing,
+        x.var(axis=2, ddof=1).mean(axis=(0, 1)) if length > 1 else nothing,
+    )
+
+
+def nested_r_hat(draws: Any, superchains: Any) -> np.ndarray:
+    """Return nested R-hat per component (Margossian, Hoffman, Sountsov, Riou-Durand, Vehtari and Gelman 2024).
+
+    draws: (chain, draw, ...), one draw a chain is enough. superchains: labels (chain,) or a number of superchains side
+    by side, all of one size. The chains of a superchain must have started at the same point and superchains at
+    different, dispersed ones: then what is left between the superchains' means is what the chains remember of their
+    starts. Nothing in the draws can verify that.
+    Returns sqrt(1 + B/W), B the variance of the superchains' means, W the variance within superchains; infinite where W
+    is 0 and B is not. At stationarity, B/W of superchains of M independent draws is near 1/M. Raises ValueError as
+    `superchain_labels` and `nested_variances` do.
+    """
+    between, chains, within = nested_variances(draws, superchains)
+    total = chains + within
+    ratio = np.divide(between, total, out=np.where(between > 0, np.inf, np.nan), where=total > 0)
+    return np.sqrt(1 + ratio)
+
+
+def bfmi(energy: Any) -> np.ndarray:
+    """Return the Bayesian fraction of missing information of every chain (Betancourt 2016).
+
+    energy: (chain, draw) the HAMILTONIAN, potential plus kinetic energy, of a sampler with momenta at every draw; the
+    model's energy alone says nothing of the kind. Under 0.3 the momenta are refreshed in steps too small for the
+    spread of energies, as in funnels; independent energies give 2 (and good samplers about 1).
+    Returns (chain,), NaN where the energy never changes. Raises ValueError unless there are two axes and two draws.
+    """
+    e = np.asarray(energy, np.float64)
+    if e.ndim != 2 or e.shape[1] < 2:
+        raise ValueError(f"BFMI needs energies (chain, draw), two draws or more; their shape is {e.shape}")
+    spread = np.square(e - e.mean(axis=1, keepdims=True)).sum(axis=1)
+    steps = np.square(np.diff(e, axis=1)).sum(axis=1)
+    return np.divide(steps, spread, out=np.full(len(e), np.nan), where=spread > 0)

@@ -1,6 +1,21 @@
-"""Floor 6: what the draws say of themselves."""
+"""Floor 6: what the draws say of themselves, and a probe for what they cannot say."""
 
+from energyflow.diagnostics.by_chain import by_chain
 from energyflow.diagnostics.checks import Check, check
 from energyflow.diagnostics.export import from_netcdf, read_trace, summary, to_arviz, to_netcdf
+from energyflow.diagnostics.probe import Probe, probe_modes
+from energyflow.diagnostics.superchains import superchain_starts
 
-__all__ = ["Check", "check", "from_netcdf", "read_trace", "summary", "to_arviz", "to_netcdf"]
+__all__ = [
+    "Check",
+    "Probe",
+    "by_chain",
+    "check",
+    "from_netcdf",
+    "probe_modes",
+    "read_trace",
+    "summary",
+    "superchain_starts",
+    "to_arviz",
+    "to_netcdf",
+]

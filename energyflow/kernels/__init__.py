@@ -15,7 +15,9 @@ from energyflow.kernels.continuous import (
     slice_sampling,
 )
 from energyflow.kernels.discrete import dmala, dula, gibbs_with_gradients
+from energyflow.kernels.ladders import geometric_ladder, tune_ladder
 from energyflow.kernels.langevin import langevin, langevin_temperature, mclmc, sgld, ula
+from energyflow.kernels.tempering import parallel_tempering
 
 __all__ = [
     "adapt",
@@ -27,6 +29,7 @@ __all__ = [
     "dula",
     "dynamic_hmc",
     "elliptical_slice",
+    "geometric_ladder",
     "ghmc",
     "gibbs",
     "gibbs_with_gradients",
@@ -38,10 +41,12 @@ __all__ = [
     "mclmc",
     "name_of",
     "nuts",
+    "parallel_tempering",
     "rmh",
     "sgld",
     "slice_sampling",
     "step_size",
+    "tune_ladder",
     "ula",
     "with_settings",
     "with_step_size",

@@ -107,6 +107,11 @@ def is_reversible(kernel: Kernel, logdensity: LogDensity, position: Tree) -> boo
     return algorithm.reversible and "momentum" not in carried(state)
 
 
+def carries_rungs(kernel: Kernel, logdensity: LogDensity, position: Tree) -> bool:
+    """Return whether the state holds chains at other temperatures too, as parallel tempering's does."""
+    return "rungs" in carried(jax.eval_shape(bind(kernel, logdensity).init, position, jax.random.key(0)))
+
+
 def carried(state: Any) -> dict[str, Any]:
     """Return the fields of a kernel state that survive a change of the energy, besides the position."""
     return {name: getattr(state, name) for name in state._fields if name not in CACHED}

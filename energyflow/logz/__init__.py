@@ -5,9 +5,11 @@ from energyflow.logz.likelihood import bits_per_dimension, log_likelihood
 from energyflow.logz.oracles import log_z_enumeration, log_z_quadrature
 from energyflow.logz.path import linear_schedule, sigmoid_schedule
 from energyflow.logz.result import LogZ
+from energyflow.logz.smc import Smc, smc
 
 __all__ = [
     "LogZ",
+    "Smc",
     "ais",
     "bits_per_dimension",
     "bracket",
@@ -17,4 +19,5 @@ __all__ = [
     "log_z_quadrature",
     "reverse_ais",
     "sigmoid_schedule",
+    "smc",
 ]

@@ -9,10 +9,18 @@ from jax.flatten_util import ravel_pytree
 
 from energyflow.chains import advance_chains, count_chains
 from energyflow.energy import as_energy
-from energyflow.kernels.algorithm import is_adjusted, is_reversible, with_step_size
+from energyflow.kernels.algorithm import is_reversible, with_step_size
 from energyflow.kernels.continuous import mala
 from energyflow.logz.anneal import Annealed, anneal_forward, anneal_reverse
-from energyflow.logz.path import Path, annealing_path, linear_schedule, pilot, sigmoid_schedule
+from energyflow.logz.path import (
+    Path,
+    annealing_path,
+    checked_schedule,
+    linear_schedule,
+    pilot,
+    require_annealing_kernel,
+    sigmoid_schedule,
+)
 from energyflow.logz.result import LogZ, combine
 from energyflow.types import Kernel, Key, Tree, as_key
 
@@ -181,20 +189,13 @@ def _schedule(betas: Any, num_temperatures: int = 0) -> np.ndarray:
         return named[betas](num_temperatures)
     if np.ndim(betas) == 0:
         return linear_schedule(int(betas))
-    betas = np.asarray(betas, np.float64)
-    if betas.ndim != 1 or len(betas) < 2 or betas[0] != 0 or betas[-1] != 1 or (np.diff(betas) <= 0).any():
-        raise ValueError("a schedule must rise strictly from exactly 0 to exactly 1")
-    return betas
+    return checked_schedule(betas)
 
 
 def _require_invariant(kernel: Kernel, path: Path, position: Tree, reverse: bool = False) -> None:
     count_chains(position)
     one = jax.tree.map(lambda x: x[0], position)
-    if not is_adjusted(kernel, path.at(1.0), one):
-        raise ValueError(
-            "annealing needs a kernel with an accept step: unadjusted moves make log Z wrong by about a nat with a "
-            "healthy ESS; use mala, hmc, nuts or another adjusted kernel"
-        )
+    require_annealing_kernel(kernel, path.at(1.0), one)
     if reverse and not is_reversible(kernel, path.at(1.0), one):
         raise ValueError(
             "reverse annealing needs a reversible kernel; GHMC's persistent momentum is not: use hmc or mala"

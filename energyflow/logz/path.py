@@ -11,7 +11,7 @@ from jax.tree_util import Partial, register_dataclass
 
 from energyflow.chains import chain_keys, evolve_from, start_cost
 from energyflow.energy import as_energy, logdensity, require_density, temperature
-from energyflow.kernels.algorithm import step_size, with_step_size
+from energyflow.kernels.algorithm import carries_rungs, is_adjusted, step_size, with_step_size
 from energyflow.stepsize import by_acceptance
 from energyflow.types import Array, Kernel, Key, LogDensity, Scalar, Tree
 
@@ -70,6 +70,28 @@ def _tilt(energy: Any, x: Tree) -> Scalar:
 
 def _ratio(target: LogDensity, base: Any, x: Tree) -> Scalar:
     return target(x) - base.log_prob(x)
+
+
+def require_annealing_kernel(kernel: Kernel, density: LogDensity, position: Tree) -> None:
+    """Raise ValueError for kernels whose moves annealing cannot weigh; position: one point."""
+    if not is_adjusted(kernel, density, position):
+        raise ValueError(
+            "annealing needs a kernel with an accept step: unadjusted moves make log Z wrong by about a nat with a "
+            "healthy ESS; use mala, hmc, nuts or another adjusted kernel"
+        )
+    if carries_rungs(kernel, density, position):
+        raise ValueError(
+            "parallel tempering has temperatures of its own, and annealing weighs its coldest rung alone: give the "
+            "kernel that moves its rungs"
+        )
+
+
+def checked_schedule(betas: Any) -> np.ndarray:
+    """Return a schedule in float64; raises ValueError unless it rises strictly from 0 to 1."""
+    betas = np.asarray(betas, np.float64)
+    if betas.ndim != 1 or len(betas) < 2 or betas[0] != 0 or betas[-1] != 1 or (np.diff(betas) <= 0).any():
+        raise ValueError("a schedule must rise strictly from exactly 0 to exactly 1")
+    return betas
 
 
 def linear_schedule(num_temperatures: int) -> np.ndarray:

@@ -217,7 +217,7 @@ def _chain_pictures(run: Run) -> Iterator[str]:
         lambda: plots.rank_plot(trace, dims),
         "Ranks by chain",
         f"{first}Chains that sample the same distribution stay in the grey band (99 % of the time, all of them). "
-        "Chains too short to tell stay in it too, and their R-hat is over 1.01 all the same.",
+        "Chains too short to tell may stay in it too: read R-hat and the ESS above beside it.",
     )
     yield picture(
         lambda: plots.trace_plot(trace, dims[:3]),

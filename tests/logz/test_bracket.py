@@ -213,6 +213,8 @@ def test_refusals_say_why():
         ef.reverse_ais(0, ef.ghmc(0.1), BASE, simple, 10, jnp.zeros((4, 2)))
     with pytest.raises(ValueError, match="reversible"):
         ef.reverse_ais(0, RAW_GHMC, BASE, simple, 10, jnp.zeros((4, 2)))
+    with pytest.raises(ValueError, match="parallel tempering"):
+        ef.ais(0, ef.parallel_tempering(ef.mala(0.1), jnp.array([1.0, 0.5])), BASE, simple, 10, 4)
     with pytest.raises(ValueError, match="base"):
         ef.bracket(0, simple, num_temperatures=10)
     with pytest.raises(ValueError, match="to_event"):
