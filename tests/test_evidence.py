@@ -87,6 +87,7 @@ def test_exact_draws_make_the_upper_side_a_bound(key):
     assert result.lower <= energy.log_z <= result.upper
 
 
+@pytest.mark.slow
 def test_draws_that_are_not_healthy_support_nothing(vague, key):
     """Chains stuck in one place give ends for the reverse direction; the verdict says that they do."""
     energy = ef.energies.gaussian(np.zeros(2), precision=np.eye(2))

@@ -44,6 +44,7 @@ def test_a_model_in_a_file_is_sampled_and_its_draws_written(folder, capsys):
     assert p.shape == (8, 400) and abs(p.mean() - 1 / 3) < 0.026
 
 
+@pytest.mark.slow
 def test_the_evidence_of_a_model_in_a_file(folder, capsys):
     """A uniform prior gives every count of ten the evidence 1/11."""
     words = ["logz", "model.py:counts", "--data", "data.npz", "--temperatures", "200", "--chains", "64"]

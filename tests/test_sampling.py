@@ -32,7 +32,7 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", ["mala", "nuts", pytest.param("hmc", marks=pytest.mark.slow)])
 def test_warm_up_reaches_its_acceptance_on_scales_that_differ_by_1e4(name, key):
     """Over seeds the rate after 20 rounds of dual averaging is within .03 of what was asked for MALA and NUTS."""
     kernel, target, tolerance = KERNELS[name]

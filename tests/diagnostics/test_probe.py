@@ -65,6 +65,7 @@ def test_a_mode_that_chains_did_visit_is_not_news(key):
     assert probe_modes(key, ef.mala(0.7), density, trace).found == 0
 
 
+@pytest.mark.slow
 def test_a_mode_of_sixty_one_dims_is_seen_through_the_noise(key):
     """Straight ways between typical points of 61 dims rise by 15 nats half-way: it takes cooling to see a barrier."""
     density, trace = draws_at_home(key, 61, ef.mala(0.2))

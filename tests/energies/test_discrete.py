@@ -180,7 +180,7 @@ def assert_holds(result, log_z):
     assert abs(result.log_z - log_z) < 0.05, str(result)
 
 
-@pytest.mark.parametrize(("name", "num"), [("rbm_16x8", 300), ("rbm_25x16", 1000)])
+@pytest.mark.parametrize(("name", "num"), [pytest.param("rbm_16x8", 300, marks=pytest.mark.slow), ("rbm_25x16", 1000)])
 def test_the_bracket_holds_the_log_z_of_an_rbm(name, num, key):
     machine, kernel = load(name), block_gibbs(load(name).blocks)
     bracket_key, draw_key = jax.random.split(key)
@@ -212,6 +212,7 @@ def test_the_bracket_holds_the_log_z_of_the_torus(key):
     assert result.verdict == "bracketed"
 
 
+@pytest.mark.slow
 def test_the_bracket_holds_the_log_z_of_the_critical_torus(key):
     torus = ising(8, CRITICAL)
     kernel = block_gibbs(torus.blocks, (-1.0, 1.0))
@@ -230,6 +231,7 @@ def test_annealing_refuses_the_biased_kernel_and_the_one_way_scan(key):
 
 
 @pytest.mark.blackjax_promotes("diagnostics")
+@pytest.mark.slow
 def test_blocks_from_exact_draws_stay_exact_and_look_healthy(key):
     machine = load("rbm_16x8")
     draw_key, move_key, check_key = jax.random.split(key, 3)
@@ -243,7 +245,10 @@ def test_blocks_from_exact_draws_stay_exact_and_look_healthy(key):
 
 
 @pytest.mark.lenient("optax")
-@pytest.mark.parametrize("kernel", [gibbs_with_gradients(), dmala(0.5)], ids=["gwg", "dmala"])
+@pytest.mark.parametrize(
+    "kernel",
+    [pytest.param(gibbs_with_gradients(), id="gwg", marks=pytest.mark.slow), pytest.param(dmala(0.5), id="dmala")],
+)
 def test_persistent_chains_train_a_marginal_rbm_to_its_data(kernel, key):
     """The divergence of student from teacher, by enumeration: 34 parameters of 40 000 data cost 34 / 80 000 nats."""
     teacher = small_rbm(6, 4).marginal
@@ -268,6 +273,7 @@ def test_persistent_chains_train_a_marginal_rbm_to_its_data(kernel, key):
     assert divergence(state.energy) < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [gibbs_with_gradients, lambda **kind: dmala(0.5, **kind)], ids=["gwg", "dmala"])
 def test_the_bracket_holds_the_log_z_of_categories(make, key):
     couplings = np.random.default_rng(4).normal(size=(4, 3, 4, 3)) / 2

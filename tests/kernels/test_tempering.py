@@ -138,6 +138,7 @@ def test_weights_of_far_modes_are_recovered(key):
     assert (alone == 0).all()
 
 
+@pytest.mark.slow
 def test_a_rung_out_of_reach_makes_no_round_trips(key):
     """The hottest rung is 5e9 wide against 5: it comes within reach of its neighbour less than once in 1e8 draws."""
     betas = np.append(geometric_ladder(7, 0.01), 1e-20)
@@ -167,6 +168,7 @@ def test_new_ladders_and_steps_compile_nothing(key, count_compilations):
     assert made.count == 0
 
 
+@pytest.mark.slow
 def test_a_tuned_ladder_swaps_equally_often(key):
     """Equal rates within .1, from a ladder whose rates were not; step sizes per rung; round trips that are made.
 

@@ -79,6 +79,7 @@ def test_a_fixed_schedule_is_used_as_it_is(key):
     assert result.num_gradients == GROUPS * 256 * 32 * (3 + 1)  # a start and the moves, per temperature
 
 
+@pytest.mark.slow
 def test_z_is_unbiased_at_few_particles(key):
     """E[Z] is exact for any number of particles; its log is not. 512 groups of 16."""
     energy, base, exact = TARGETS["mixture"]
@@ -89,6 +90,7 @@ def test_z_is_unbiased_at_few_particles(key):
     assert result.group_log_z.mean() < exact
 
 
+@pytest.mark.slow
 def test_forgotten_resampling_is_caught(key, monkeypatch):
     """Negative control: particles are weighed at every temperature, but neither resampled nor moved."""
     energy, base, exact = TARGETS["gaussian"]
@@ -160,6 +162,7 @@ def test_new_weights_compile_nothing(key, count_compilations):
     assert made.count == 0
 
 
+@pytest.mark.slow
 def test_a_tilted_energy_brings_its_base(key):
     """E = |x|^2 - log N(x; 0, 1) has Z = 3^(-d/2)."""
     normal = dist.Normal(jnp.zeros(2), jnp.ones(2)).to_event(1)
