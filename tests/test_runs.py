@@ -50,7 +50,7 @@ SUMMARY = {
     "test_log_likelihood": SIDES | {"stderr", "num_points"},
     "train_log_likelihood": SIDES | {"stderr", "num_points"},
     "bits_per_dimension": type(None),  # of data with levels only
-    "check": {"verdict", "problems", "numbers"},
+    "check": {"verdict", "problems", "numbers", "notes"},
     "comparisons": list,
 }
 # A run whose steps are slow enough to be stopped in the middle, and that is not certified in these tests.
