@@ -256,7 +256,7 @@ def test_refusals_say_why(key):
         parallel_tempering(ef.mala(0.1), [1.0, 0.5], step_scales=[1.0])
     with pytest.raises(ValueError, match="accept step"):
         ef.sample_chains(key, parallel_tempering(ef.ula(0.1), [1.0, 0.5]), TARGET, jnp.zeros(2), 5)
-    with pytest.raises(ValueError, match="reversible"):
+    with pytest.raises(ValueError, match="moves its rungs"):
         exact = jnp.zeros((4, 2))
         base = dist.Normal(jnp.zeros(2), jnp.ones(2)).to_event(1)
         ef.reverse_ais(0, parallel_tempering(ef.mala(0.1), [1.0, 0.5]), base, lambda x: jnp.sum(x**2), 10, exact)
