@@ -67,6 +67,12 @@ def require_density(energy: Any, purpose: str) -> None:
         )
 
 
+def require_one_point(base: Any) -> None:
+    """Raise ValueError where the distribution `base` is a batch of distributions."""
+    if getattr(base, "batch_shape", ()) != ():
+        raise ValueError(f"the base must score one point; its batch shape is {base.batch_shape}: use .to_event(...)")
+
+
 def logdensity(energy: Any, *cond: Tree, beta: Scalar | float = 1.0) -> LogDensity:
     """Return the log density `x -> -beta * E(x, *cond) / T` as a pytree, so that new weights cost no compilation.
 
@@ -176,8 +182,7 @@ def tilt(energy: Any, base: Any) -> Tilted:
     base: a NumPyro distribution over one point (use `.to_event()` so that `log_prob` of a point is a scalar).
     A bounded f gives a finite Z, whatever the network. Raises ValueError where `base` is a batch of distributions.
     """
-    if getattr(base, "batch_shape", ()) != ():
-        raise ValueError(f"the base must score one point; its batch shape is {base.batch_shape}: use .to_event(...)")
+    require_one_point(base)
     require_density(energy, "a tilt")
     return Tilted(as_energy(energy), Frozen(base))
 

@@ -47,6 +47,12 @@ class Tuned(NamedTuple):
         return "\n".join([head, *rows])
 
 
+def require_acceptance(kernel: Kernel, logdensity: LogDensity, position: Tree) -> None:
+    """Raise ValueError for a kernel without an accept step; position: leading axis [chain]."""
+    if not is_adjusted(kernel, logdensity, jax.tree.map(lambda x: jnp.asarray(x)[0], position)):
+        raise ValueError("a kernel without an accept step has no acceptance rate to tune by; choose its step by hand")
+
+
 def tune(
     key: Key | int,
     kernel: Kernel,
@@ -68,8 +74,7 @@ def tune(
     """
     key = as_key(key)
     kernel, logdensity = as_energy(kernel), as_energy(logdensity)
-    if not is_adjusted(kernel, logdensity, jax.tree.map(lambda x: jnp.asarray(x)[0], position)):
-        raise ValueError("a kernel without an accept step has no acceptance rate to tune by; choose its step by hand")
+    require_acceptance(kernel, logdensity, position)
     averaging_key, judging_key = jax.random.split(key)
     init, update, final = dual_averaging_adaptation(target_acceptance)
     state, spent = init(jnp.asarray(step_size(kernel), dtype=float)), 0

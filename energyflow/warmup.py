@@ -16,9 +16,9 @@ from jax.flatten_util import ravel_pytree
 
 from energyflow.chains import chain_keys, count_chains, scan_keys, start_cost, step_keys
 from energyflow.energy import as_energy
-from energyflow.kernels.algorithm import bind, is_adjusted, name_of, start, step_size, with_settings
+from energyflow.kernels.algorithm import bind, name_of, start, step_size, with_settings
 from energyflow.kernels.continuous import nuts
-from energyflow.tuning import Tuned
+from energyflow.tuning import Tuned, require_acceptance
 from energyflow.types import Array, Kernel, Key, LogDensity, Tree, as_key
 
 TARGETS = {"mala": 0.574, "barker": 0.4, "rmh": 0.234}
@@ -60,8 +60,7 @@ def warm_up(
     """
     key, kernel, logdensity = as_key(key), as_energy(kernel), as_energy(logdensity)
     one = jax.tree.map(lambda x: jnp.asarray(x)[0], position)
-    if not is_adjusted(kernel, logdensity, one):
-        raise ValueError("a kernel without an accept step has no acceptance rate to tune by; choose its step by hand")
+    require_acceptance(kernel, logdensity, position)
     if scale not in (None, "auto", "diagonal", "dense"):
         raise ValueError(f'scale must be "auto", "diagonal", "dense" or None; got {scale!r}')
     dim, num_chains = ravel_pytree(one)[0].size, count_chains(position)

@@ -15,9 +15,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
 
-from energyflow.energy import as_energy
-from energyflow.kernels.algorithm import adapt, bind, carried, pair, start, step_size, with_step_size
-from energyflow.kernels.continuous import mala
+from energyflow.energy import as_energy, require_one_point
+from energyflow.kernels.algorithm import adapt, bind, carried, name_of, pair, start, step_size, with_step_size
 from energyflow.types import Algorithm, Array, Kernel, Key, LogDensity, Scalar, Tree
 
 
@@ -71,7 +70,7 @@ def parallel_tempering(kernel: Kernel, betas: Any, base: Any = None, *, step_sca
     betas = jnp.asarray(betas, float)
     sized = "step_size" in getattr(kernel, "keywords", {})
     if step_scales is None:
-        power = 1.0 if sized and kernel.func is mala(1.0).func else 0.5  # type: ignore[attr-defined]
+        power = 1.0 if name_of(kernel) == "mala" else 0.5
         step_scales = jnp.ones_like(betas) if base is not None else betas**-power
     elif np.shape(step_scales) != num:
         raise ValueError(f"step_scales needs one factor per rung, shape {num}; got shape {np.shape(step_scales)}")
@@ -86,8 +85,7 @@ def _check(betas: np.ndarray, base: Any) -> None:
         raise ValueError(f"betas must go strictly down from exactly 1, two or more of them; got {betas}")
     if base is None and betas[-1] == 0:
         raise ValueError("without a base no rung may have beta 0: give a base, or end the ladder above 0")
-    if base is not None and getattr(base, "batch_shape", ()) != ():
-        raise ValueError(f"the base must score one point; its batch shape is {base.batch_shape}: use .to_event(...)")
+    require_one_point(base)
 
 
 def _parallel_tempering(
