@@ -10,7 +10,7 @@ import numpy as np
 
 from energyflow.chains import count_chains
 from energyflow.diagnostics import Check
-from energyflow.energies.fitted import gaussian_base
+from energyflow.energies.fitted import GaussianBase, gaussian_base
 from energyflow.energy import as_energy
 from energyflow.kernels.continuous import mala
 from energyflow.logz.anneal import anneal_forward, anneal_reverse
@@ -20,6 +20,7 @@ from energyflow.logz.result import LogZ, combine
 from energyflow.sampling import Sampled, run
 from energyflow.stats import log_mean_exp, pareto_k
 from energyflow.types import Kernel, Key, Tree, as_key
+from energyflow.warmup import MAX_DENSE
 
 GROUPS = 8
 MAX_K = 0.7
@@ -119,17 +120,19 @@ def log_z(
 
     base: a normalised distribution to anneal from. By default the target's own (a prior, a tilt's base), or a Gaussian
     fitted to draws of the target and widened by a fifth, where there is none, where it cannot be sampled, or where a
-    trial predicts that the log weights from it would vary by more than 0.5 squared nats. kernel: reversible; MALA with
-    the covariance of the draws by default. budget: energy gradients for the two directions of annealing together,
-    500 000 by default. num_chains: chains in each direction. exact: exact draws of the target; otherwise `sampled`, or
-    `run(key, target)`, gives the ends that reverse chains start from: the upper side is then approximate, and the check
-    of those draws decides whether it is supported. Raises ValueError as `run` and `bracket` do.
+    trial predicts that the log weights from it would vary by more than 0.5 squared nats. kernel: reversible; by default
+    MALA with the covariance of the draws, their variances in more than 100 dimensions. The Gaussian is fitted to the
+    first half of the draws, the reverse chains start at draws of the second. budget: energy gradients for the two
+    directions of annealing together, 500 000 by default. num_chains: chains in each direction. exact: exact draws of
+    the target; otherwise `sampled`, or `run(key, target)`, gives the ends that reverse chains start from: the upper
+    side is then approximate, and the check of those draws decides whether it is supported. Raises ValueError as `run`
+    and `bracket` do.
     """
     target = as_energy(target)
     draw_key, trial_key, end_key, bracket_key = jax.random.split(as_key(key), 4)
     spent, check = 0, None
     if exact is None:
-        sampled = run(draw_key, target, target_acceptance=0.9) if sampled is None else sampled
+        sampled = run(draw_key, target) if sampled is None else sampled
         spent = sampled.warmup_gradients + int(np.sum(sampled.trace.stats.num_gradients, dtype=np.int64))
         draws, check = (
             jax.tree.map(lambda x: jnp.asarray(x.reshape(-1, *x.shape[2:])), sampled.trace.position),
@@ -137,10 +140,11 @@ def log_z(
         )
     else:
         draws = jax.tree.map(jnp.asarray, exact)
-    fitted = gaussian_base(draws)
-    moves: Kernel = (
-        mala(fitted.mean.size ** (-1 / 3), fitted.covariance_matrix) if kernel is None else as_energy(kernel)
-    )
+    # A Gaussian fits the draws it was fitted to better than others, so reverse chains start at draws of other chains.
+    half = count_chains(draws) // 2
+    fitted = gaussian_base(jax.tree.map(lambda x: x[:half], draws))
+    draws = jax.tree.map(lambda x: x[half:], draws)
+    moves: Kernel = _scaled_mala(fitted) if kernel is None else as_energy(kernel)
     num_temperatures = max(20, (500_000 if budget is None else budget) // (2 * num_chains))
     name = "base given"
     if base is None:
@@ -168,6 +172,11 @@ def log_z(
     )
     setup = _Setup(annealing_path(target, base), moves, draws, count_chains(draws))
     return _evidence(found, name, check, setup, spent)
+
+
+def _scaled_mala(fitted: GaussianBase) -> Kernel:
+    dim, covariance = fitted.mean.size, fitted.covariance_matrix
+    return mala(dim ** (-1 / 3), covariance if dim <= MAX_DENSE else jnp.diag(covariance))
 
 
 def _evidence(found: LogZ, base: str, check: Check | None, setup: _Setup, spent: int) -> Evidence:

@@ -9,14 +9,17 @@ import pandas as pd
 
 from energyflow.chains import Trace, count_chains, sample_chains
 from energyflow.diagnostics import Check, check, summary, to_arviz
+from energyflow.diagnostics.problems import MAX_DIVERGENT
 from energyflow.energy import as_energy, logdensity, require_density
 from energyflow.kernels.algorithm import is_adjusted, name_of, step_size, with_settings
 from energyflow.kernels.continuous import hmc, nuts
 from energyflow.types import Kernel, Key, Tree, as_key
-from energyflow.warmup import warm_up
+from energyflow.warmup import TARGETS, warm_up
 
 FEW_CHAINS = 16
 """Up to here NUTS waits little for its slowest chain; beyond, HMC of fixed length costs less per effective draw."""
+CAREFUL = 0.95
+"""Acceptance rate of the second attempt, where HMC or NUTS diverged in the first."""
 
 
 class Sampled(NamedTuple):
@@ -74,7 +77,9 @@ def run(
     16 chains and HMC of a quarter period for more; a kernel's own settings are where tuning starts. chains, draws:
     `draws` are kept of each chain, `thin` transitions apart. position: starts, leading axis [chain]; by default the
     model's own, or draws of a tilted energy's base. scale, target_acceptance: see `warm_up`.
-    Kernels with an accept step and a step size are warmed up; others discard half as many draws as they keep.
+    Kernels with an accept step and a step size are warmed up; others discard half as many draws as they keep. HMC and
+    NUTS that diverge in more than one transition of ten thousand are tuned and drawn once more, with shorter steps
+    (acceptance 0.95), unless target_acceptance is given; a note says so.
     Raises ValueError for a landscape, and where there is no start.
     """
     target = as_energy(target)
@@ -88,17 +93,32 @@ def run(
         raise ValueError(f'kernel must be "auto" or a kernel such as ef.nuts(0.1); got {kernel!r}')
     chosen: Kernel = as_energy(kernel)
     density = logdensity(target)
-    spent, discard = 0, draws * thin // 2
-    if _is_tunable(chosen, density, position):
-        tuned = warm_up(warm_key, chosen, density, position, scale=scale, target_acceptance=target_acceptance)
-        chosen, position, spent, discard = tuned.kernel, tuned.position, tuned.num_gradients, 0
-        if automatic and name_of(chosen) == "hmc":
-            # A quarter of the period of a whitened Gaussian; near a whole one HMC returns to where it started.
-            num_integration_steps = round(float(np.clip(np.pi / 2 / step_size(chosen), 1, 64)))
-            chosen = with_settings(chosen, num_integration_steps=num_integration_steps)
-    trace = sample_chains(draw_key, chosen, density, position, draws, warmup=discard, thin=thin, progress=progress)
+    spent, discard, notes = 0, draws * thin // 2, []
+    tunable = _is_tunable(chosen, density, position)
+    careful = tunable and target_acceptance is None and name_of(chosen) not in TARGETS
+    for attempt, rate in enumerate((None, CAREFUL) if careful else (target_acceptance,)):
+        if tunable:
+            warm = jax.random.fold_in(warm_key, attempt)
+            tuned = warm_up(warm, chosen, density, position, scale=scale, target_acceptance=rate)
+            chosen, position, discard = tuned.kernel, tuned.position, 0
+            spent += tuned.num_gradients
+            if automatic and name_of(chosen) == "hmc":
+                # A quarter of the period of a whitened Gaussian; near a whole one HMC returns to where it started.
+                num_integration_steps = round(float(np.clip(np.pi / 2 / step_size(chosen), 1, 64)))
+                chosen = with_settings(chosen, num_integration_steps=num_integration_steps)
+        draw = jax.random.fold_in(draw_key, attempt)
+        trace = sample_chains(draw, chosen, density, position, draws, warmup=discard, thin=thin, progress=progress)
+        found = check(trace)
+        divergent = found.numbers.get("divergent", 0.0)
+        if not careful or attempt or divergent <= MAX_DIVERGENT:
+            break
+        spent += int(np.sum(trace.stats.num_gradients, dtype=np.int64))
+        notes = [
+            f"drawn again at a target acceptance of {CAREFUL}: {100 * divergent:.2g} % of transitions diverged before"
+        ]
     named = target.constrain(trace.position) if hasattr(target, "constrain") else trace.position
-    return Sampled(jax.tree.map(np.asarray, named), trace, check(trace), chosen, spent)
+    found = found._replace(notes=[*found.notes, *notes])
+    return Sampled(jax.tree.map(np.asarray, named), trace, found, chosen, spent)
 
 
 def _starts(key: Key, target: Any, chains: int) -> Tree:

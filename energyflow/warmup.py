@@ -25,6 +25,8 @@ TARGETS = {"mala": 0.574, "barker": 0.4, "rmh": 0.234}
 """Acceptance rates optimal in high dimension (Roberts and Rosenthal 1998, 2001; Livingstone and Zanella 2022)."""
 AGREED = 1.2
 """R-hat of every dimension and of the log density at which chains are taken to have come home."""
+MAX_DENSE = 100
+"""Dimensions up to which a scale is dense by default."""
 
 
 class _Stage(NamedTuple):
@@ -65,7 +67,7 @@ def warm_up(
         raise ValueError(f'scale must be "auto", "diagonal", "dense" or None; got {scale!r}')
     dim, num_chains = ravel_pytree(one)[0].size, count_chains(position)
     scale = scale if "inverse_mass_matrix" in kernel.keywords else None  # type: ignore[attr-defined]
-    scale = ("dense" if dim <= 100 else "diagonal") if scale == "auto" else scale
+    scale = ("dense" if dim <= MAX_DENSE else "diagonal") if scale == "auto" else scale
     if scale is not None and kernel.keywords["inverse_mass_matrix"] is None:  # type: ignore[attr-defined]
         kernel = with_settings(kernel, inverse_mass_matrix=jnp.eye(dim) if scale == "dense" else jnp.ones(dim))
     rate = TARGETS.get(name_of(kernel), 0.8) if target_acceptance is None else target_acceptance

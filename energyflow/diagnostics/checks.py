@@ -52,12 +52,14 @@ def check(trace: Trace | Any, *, superchains: Any = None) -> Check:
     side. The chains of a superchain must have started at the same point (`superchain_starts` sees to it); only their
     counts are verified, and labels of chains that did not share a start make every draw look well mixed.
     Looks, in this order, for: draws that are not finite, chains or dimensions that never move, too few draws to judge,
-    chains that all drift one way, a log density that does, chains that disagree, a bulk ESS under 100, divergences,
-    acceptance under 0.05. What draws cannot show, a mode no chain visited, it cannot see, and says so in a note.
+    chains that all drift one way, a log density that does, chains that disagree, a bulk ESS under 100, divergences in
+    more than one transition of ten thousand, acceptance under 0.05. What draws cannot show, a mode no chain visited, it
+    cannot see, and says so in a note.
 
     Chains disagree where the rank-normalised split R-hat (Vehtari et al. 2021; the plain one for chains under 20 draws)
-    says that all draws together are worth fewer than 400: over 1.01 for four chains; more chains need less of each,
-    but 1.1 is the limit (Gelman and Rubin 1992). Short chains are allowed what chance makes of their R-hat.
+    is over 1.01, for more than eight chains where it says that all draws together are worth fewer than 800, since more
+    chains need less of each; 1.1 is the limit (Gelman and Rubin 1992). Short chains are allowed what chance makes of
+    their R-hat.
     Superchains are judged by nested R-hat (Margossian et al. 2024): over 1.01 by more than chance makes of superchains
     of so few chains.
     Raises ValueError for arrays without a chain and a draw axis, and for superchains of unequal size or of one chain.

@@ -15,11 +15,14 @@ from scipy.stats import f as fisher_f, rankdata, t as student_t
 
 from energyflow.stats import nested_r_hat, nested_variances
 
-MIN_WORTH = 400.0
-"""Independent draws that R-hat must promise of all chains together: 1.01 for four chains (Vehtari et al. 2021)."""
+MIN_WORTH = 800.0
+"""Independent draws that R-hat must promise of all chains together: 1.01 for eight chains, and for fewer."""
 MAX_R_HAT = 1.1
 """However many chains there are (Gelman and Rubin 1992)."""
 MIN_ESS = 100.0
+MAX_DIVERGENT = 1e-4
+"""Share of transitions: one divergence in ten thousand draws marks a region that chains enter too rarely (Betancourt
+2017)."""
 FALSE_ALARM = 1e-5
 """Chance, over all dims together, that a test calls stationary chains ill."""
 
@@ -139,7 +142,7 @@ def disagreement(x: np.ndarray, labels: list[str], numbers: dict[str, float]) ->
     chains, draws, _ = x.shape
     # R-hat^2 - 1 is 1 / (independent draws of a half chain). The between variance of C chains, which enters R-hat^2
     # with weight 1/n, has relative error sqrt(2/C).
-    limit = min(np.sqrt(1 + max(2 * chains, 8) / MIN_WORTH), MAX_R_HAT)
+    limit = min(np.sqrt(1 + max(2 * chains, 16) / MIN_WORTH), MAX_R_HAT)
     if numbers["r_hat"] > limit + 4 * np.sqrt(2 / chains) / draws:
         dim = int(numbers["r_hat_dim"])
         apart = int(np.argmax(np.abs(x[:, :, dim].mean(axis=1) - np.median(x[:, :, dim]))))
@@ -205,12 +208,13 @@ def _low_ess(labels: list[str], numbers: dict[str, float]) -> list[Problem]:
 def sampler_problems(numbers: dict[str, float]) -> list[Problem]:
     """Find divergences and proposals that are nearly all rejected."""
     found = []
-    if numbers.get("divergent", 0.0) > 0.001:
-        share = numbers["divergent"]
+    share = numbers.get("divergent", 0.0)
+    if share > MAX_DIVERGENT:
         found.append(
             (
                 "divergences",
-                f"{100 * share:.2g} % of transitions diverged or met a non-finite energy; lower the step size",
+                f"{100 * share:.2g} % of transitions diverged or met a non-finite energy; lower the step size (raise "
+                "the target acceptance), or write the model so that no region is much narrower than the rest",
             )
         )
     rate = numbers.get("acceptance_rate")
