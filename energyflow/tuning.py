@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from blackjax import diagnostics
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 
 from energyflow.chains import advance_chains, count_chains, sample_chains, start_cost
 from energyflow.energy import as_energy
 from energyflow.kernels.algorithm import is_adjusted, step_size, with_step_size
+from energyflow.mixing import bulk_ess, suspect_dims
 from energyflow.types import Kernel, Key, LogDensity, Tree, as_key
 
 MULTIPLES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
@@ -101,17 +101,12 @@ def tune(
 
 
 def _judge(step: float, trace: Any, num_chains: int) -> tuple[Candidate, int]:
-    draws = [x.reshape(*x.shape[:2], -1) for x in jax.tree.leaves(trace.position)]
-    ess = float(np.nanmin(np.asarray(_ess(np.concatenate(draws, axis=-1)))))
+    draws = np.concatenate([x.reshape(*x.shape[:2], -1) for x in jax.tree.leaves(trace.position)], axis=-1)
+    ess = float(np.nanmin([bulk_ess(draws[..., dim]) for dim in suspect_dims(draws)]))
     gradients = int(np.sum(trace.stats.num_gradients, dtype=np.int64)) + start_cost(trace.final.state) * num_chains
-    cost = gradients or num_chains * draws[0].shape[1]
+    cost = gradients or num_chains * draws.shape[1]
     rate = float(np.mean(trace.stats.acceptance_rate))
     moved = float(np.sqrt(np.mean(np.square(trace.stats.jump_distance))))
     # A chain that never moves has an ESS equal to its number of draws.
     ess = 0.0 if rate < 1e-3 else ess
     return Candidate(step, rate, moved, 1000 * ess / cost), gradients
-
-
-@jax.jit
-def _ess(x: Any) -> Any:
-    return diagnostics.ess_bulk(x)

@@ -18,6 +18,7 @@ from energyflow.chains import chain_keys, count_chains, scan_keys, start_cost, s
 from energyflow.energy import as_energy
 from energyflow.kernels.algorithm import bind, name_of, start, step_size, with_settings
 from energyflow.kernels.continuous import nuts
+from energyflow.mixing import plain_r_hat
 from energyflow.tuning import Tuned, require_acceptance
 from energyflow.types import Array, Kernel, Key, LogDensity, Tree, as_key
 
@@ -83,7 +84,7 @@ def warm_up(
     for window in range(1, max_windows + 1):
         stage = begin(jax.random.fold_in(key, window), moved, stage.position, stage.averaging, length)
         spent += stage.num_gradients
-        settled = _r_hat(stage.draws) < AGREED
+        settled = plain_r_hat(stage.draws).max() < AGREED
         steps = jnp.exp(stage.averaging.log_step_size_avg)
         points = stage.draws[..., :-1].reshape(-1, dim)
         if scale is not None and len(points) >= 2 * dim:
@@ -161,10 +162,3 @@ def _estimate(draws: np.ndarray, scale: str) -> Array:
     spread = draws.var(axis=0) if scale == "diagonal" else np.cov(draws.T, ddof=0).reshape(dim, dim)
     floor = 1e-3 * (1 - weight) * (np.ones(dim) if scale == "diagonal" else np.eye(dim))
     return jnp.asarray(weight * spread + floor, dtype=float)
-
-
-def _r_hat(draws: np.ndarray) -> float:
-    """Return the largest plain R-hat (Gelman and Rubin 1992) of draws (chain, move, dim)."""
-    within = draws.var(axis=1, ddof=1).mean(axis=0)
-    between = draws.mean(axis=1).var(axis=0, ddof=1) if len(draws) > 1 else np.zeros_like(within)
-    return float(np.sqrt(1 + np.max(between / np.maximum(within, 1e-150))))

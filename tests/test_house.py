@@ -19,6 +19,7 @@ FLOORS = {
     "spec": 0,
     "energy": 1,
     "stats": 1,
+    "mixing": 1,
     "stepsize": 1,
     "checkpoint": 1,
     "loaders": 1,

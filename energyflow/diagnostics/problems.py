@@ -4,15 +4,13 @@ Draws here are flat, (chain, draw, dim); `labels` name the dims.
 """
 
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from blackjax import diagnostics
 from scipy.special import ndtri
 from scipy.stats import f as fisher_f, rankdata, t as student_t
 
+from energyflow.mixing import bulk_ess, plain_r_hat, split_r_hat, suspect_dims
 from energyflow.stats import nested_r_hat, nested_variances
 
 MIN_WORTH = 800.0
@@ -32,8 +30,8 @@ Problem: TypeAlias = tuple[str, str]
 def unusable_draws(x: np.ndarray, labels: list[str], groups: np.ndarray | None = None) -> Iterator[Problem]:
     """Find what no statistic survives: draws that are not finite, never change, or are too few."""
     chains, draws, _ = x.shape
-    bad = np.argwhere(~np.isfinite(x))
-    if bad.size:
+    if not np.isfinite(x).all():
+        bad = np.argwhere(~np.isfinite(x))
         chain, draw, dim = bad[0]
         yield (
             "non-finite draws",
@@ -41,14 +39,15 @@ def unusable_draws(x: np.ndarray, labels: list[str], groups: np.ndarray | None =
             "step that left the finite numbers, and sample again",
         )
         return
-    still = np.flatnonzero((x == x[:, :1]).all(axis=(1, 2))) if draws > 1 else _unmoved(x, groups)
+    same = (x == x[:, :1]).all(axis=1)
+    still = np.flatnonzero(same.all(axis=1)) if draws > 1 else _unmoved(x, groups)
     if still.size:
         yield (
             "frozen chains",
             f"{still.size} of {chains} chains never moved (chain {still[0]} first); every proposal was rejected: lower "
             "the step size, or check the energy at the start",
         )
-    constant = np.flatnonzero((x == x[:, :1]).all(axis=(0, 1)))
+    constant = np.flatnonzero(same.all(axis=0))
     if draws > 1 and constant.size and not still.size:
         yield (
             "frozen dimensions",
@@ -69,29 +68,23 @@ def _unmoved(x: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
     return np.flatnonzero(np.asarray(alike)[groups])
 
 
-@jax.jit
-def _rank_statistics(x: Any) -> tuple[Any, Any]:
-    return diagnostics.rhat(x), diagnostics.ess_bulk(x)
-
-
 def mixing_numbers(x: np.ndarray) -> dict[str, float]:
-    """Return the largest R-hat and, of chains of 20 draws or more, the smallest bulk ESS, with their dims."""
+    """Return the largest R-hat and, of chains of 20 draws or more, the smallest bulk ESS, with their dims.
+
+    The rank statistics sort, so in many dims they are computed where cheaper ones point (`suspect_dims`).
+    """
     if x.shape[1] < 20:
-        r_hat, ess = _plain_r_hat(x), np.full(x.shape[2], np.nan)
-    else:
-        # Ranks do not depend on location and scale, but float32 does.
-        scaled = (x - x.mean(axis=(0, 1), dtype=float)) / x.std(axis=(0, 1), dtype=float)
-        r_hat, ess = jax.tree.map(np.asarray, _rank_statistics(jnp.asarray(scaled, jnp.float32)))
-    numbers = {"r_hat": float(np.max(np.nan_to_num(r_hat, nan=np.inf))), "r_hat_dim": float(np.argmax(r_hat))}
-    return numbers if np.isnan(ess).all() else numbers | {"ess": float(np.min(ess)), "ess_dim": float(np.argmin(ess))}
-
-
-def _plain_r_hat(x: np.ndarray) -> np.ndarray:
-    """Gelman and Rubin (1992), for chains too short to split: its value at stationarity is near 1 for many chains."""
-    within = x.var(axis=1, ddof=1).mean(axis=0)
-    between = x.mean(axis=1).var(axis=0, ddof=1)
-    draws = x.shape[1]
-    return np.sqrt((draws - 1) / draws + between / np.maximum(within, np.finfo(float).tiny))
+        r_hat = np.nan_to_num(plain_r_hat(x), nan=np.inf)
+        return {"r_hat": float(r_hat.max()), "r_hat_dim": float(np.argmax(r_hat))}
+    dims = suspect_dims(x)
+    r_hat = np.nan_to_num([split_r_hat(x[..., dim]) for dim in dims], nan=np.inf)
+    ess = [bulk_ess(x[..., dim]) for dim in dims]
+    return {
+        "r_hat": float(r_hat.max()),
+        "r_hat_dim": float(dims[np.argmax(r_hat)]),
+        "ess": float(min(ess)),
+        "ess_dim": float(dims[np.argmin(ess)]),
+    }
 
 
 def drift(x: np.ndarray, labels: list[str], level: float = FALSE_ALARM) -> Iterator[Problem]:

@@ -1,0 +1,98 @@
+"""Floor 1: what draws of several chains are worth: R-hat and effective sample size, as functions of NumPy arrays."""
+
+import numpy as np
+from scipy.fft import irfft, next_fast_len, rfft
+from scipy.special import ndtri
+from scipy.stats import rankdata
+
+
+def plain_r_hat(draws: np.ndarray) -> np.ndarray:
+    """Return R-hat (Gelman and Rubin 1992) per dim of draws (chain, draw, dim), for chains too short to split."""
+    within = draws.var(axis=1, ddof=1).mean(axis=0, dtype=float)
+    between = draws.mean(axis=1).var(axis=0, ddof=1, dtype=float) if len(draws) > 1 else np.zeros_like(within)
+    length = draws.shape[1]
+    return np.sqrt((length - 1) / length + between / np.maximum(within, np.finfo(float).tiny))
+
+
+def split_r_hat(draws: np.ndarray) -> float:
+    """Return the rank-normalised split R-hat of draws (chain, draw), bulk or folded, whichever is larger.
+
+    Vehtari, Gelman, Simpson, Carpenter and Buerkner (2021). It is near 1 at stationarity, infinite where halves of
+    chains never move but differ, NaN where nothing moves.
+    """
+    halves = _split(draws)
+    folded = np.abs(halves - np.median(halves))
+    return max(_r_hat(rank_normal(halves)), _r_hat(rank_normal(folded)))
+
+
+def bulk_ess(draws: np.ndarray) -> float:
+    """Return the effective sample size of rank-normalised draws (chain, draw), as if independent (Vehtari et al. 2021).
+
+    Autocorrelations of split chains are summed over Geyer's (1992) initial monotone sequence. At most N log10(N).
+    """
+    x = rank_normal(_split(draws))
+    chains, length = x.shape
+    centred = x - x.mean(axis=1, keepdims=True)
+    size = next_fast_len(2 * length, real=True)
+    power = np.square(np.abs(rfft(centred, size))).mean(axis=0)
+    covariance = irfft(power, size)[:length] / length
+    within = covariance[0] * length / (length - 1)
+    total = covariance[0] + (x.mean(axis=1).var(ddof=1) if chains > 1 else 0.0)
+    rho = 1 - (within - covariance) / total
+    rho[0] = 1.0
+    pairs = rho[: (length - 1) // 2 * 2].reshape(-1, 2).sum(axis=1)
+    negative = np.flatnonzero(pairs < 0)
+    num = int(negative[0]) if negative.size else len(pairs) - 1
+    time = -1 + 2 * np.minimum.accumulate(pairs[:num]).sum() + max(rho[2 * num], 0.0)
+    return x.size / max(time, 1 / np.log10(x.size))
+
+
+def rank_normal(draws: np.ndarray) -> np.ndarray:
+    """Return the normal scores of the ranks among all values, ties averaged, float64 (Blom 1958)."""
+    flat = draws.ravel()
+    order = np.argsort(flat)
+    in_order = flat[order]
+    scores = np.empty(flat.size)
+    scores[order] = ndtri((np.arange(1, flat.size + 1) - 0.375) / (flat.size + 0.25))
+    if (in_order[1:] == in_order[:-1]).any():
+        scores = ndtri((rankdata(flat) - 0.375) / (flat.size + 0.25))
+    return scores.reshape(draws.shape)
+
+
+def suspect_dims(draws: np.ndarray, num: int = 2) -> np.ndarray:
+    """Return the dims of draws (chain, draw, dim) that may mix worst: where to spend the sorting.
+
+    Of the draws and of their distances from the median, both bounded by v / (1 + |v|) so that tails count no more than
+    in ranks: the `num` dims whose half chains differ most, and the `num` whose batch means, a tenth of a chain each,
+    vary most. One pass over the draws, where ranks sort every dim twice. All dims where they or the draws are few.
+    """
+    chains, length, dims = draws.shape
+    if dims <= 4 * num or length < 20:
+        return np.arange(dims)
+    some = draws[:, :: max(length // 50, 1)].reshape(-1, dims)
+    middle = np.median(some, axis=0)
+    width = np.median(np.abs(some - middle), axis=0)
+    size = length // 10
+    v = (draws[:, -10 * size :] - middle) / np.where(width > 0, width, 1)
+    v /= 1 + np.abs(v)
+    found: list[int] = []
+    for bounded in (v, np.abs(v)):
+        batches = bounded.reshape(chains, 10, size, dims).mean(axis=2)
+        spread = bounded.reshape(-1, dims).var(axis=0) + np.finfo(np.float32).tiny
+        halves = batches.reshape(2 * chains, 5, dims).mean(axis=1)
+        for means in (halves, batches.reshape(-1, dims)):
+            found += list(np.argsort(means.var(axis=0) / spread)[-num:])
+    return np.unique(found)
+
+
+def _split(draws: np.ndarray) -> np.ndarray:
+    """Return halves of chains as chains, (2 chain, draw // 2), without the middle draw of an odd number."""
+    half = draws.shape[1] // 2
+    return np.concatenate([draws[:, :half], draws[:, -half:]])
+
+
+def _r_hat(x: np.ndarray) -> float:
+    length = x.shape[1]
+    within, between = x.var(axis=1, ddof=1).mean(), x.mean(axis=1).var(ddof=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.sqrt((length - 1) / length + between / within))
