@@ -3,7 +3,6 @@
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.special import ndtri
-from scipy.stats import rankdata
 
 
 def plain_r_hat(draws: np.ndarray) -> np.ndarray:
@@ -14,37 +13,19 @@ def plain_r_hat(draws: np.ndarray) -> np.ndarray:
     return np.sqrt((length - 1) / length + between / np.maximum(within, np.finfo(float).tiny))
 
 
-def split_r_hat(draws: np.ndarray) -> float:
-    """Return the rank-normalised split R-hat of draws (chain, draw), bulk or folded, whichever is larger.
+def rank_statistics(draws: np.ndarray) -> tuple[float, float]:
+    """Return R-hat and the bulk effective sample size of draws (chain, draw), both rank-normalised.
 
-    Vehtari, Gelman, Simpson, Carpenter and Buerkner (2021). It is near 1 at stationarity, infinite where halves of
-    chains never move but differ, NaN where nothing moves.
+    Vehtari, Gelman, Simpson, Carpenter and Buerkner (2021). R-hat is that of half chains, of the draws or of their
+    distances from the median, whichever is larger: near 1 at stationarity, infinite where half chains never move but
+    differ, NaN where nothing moves. The effective sample size counts independent draws, autocorrelations summed over
+    Geyer's (1992) initial monotone sequence; it is at most N log10(N).
     """
-    halves = _split(draws)
-    folded = np.abs(halves - np.median(halves))
-    return max(_r_hat(rank_normal(halves)), _r_hat(rank_normal(folded)))
-
-
-def bulk_ess(draws: np.ndarray) -> float:
-    """Return the effective sample size of rank-normalised draws (chain, draw), as if independent (Vehtari et al. 2021).
-
-    Autocorrelations of split chains are summed over Geyer's (1992) initial monotone sequence. At most N log10(N).
-    """
-    x = rank_normal(_split(draws))
-    chains, length = x.shape
-    centred = x - x.mean(axis=1, keepdims=True)
-    size = next_fast_len(2 * length, real=True)
-    power = np.square(np.abs(rfft(centred, size))).mean(axis=0)
-    covariance = irfft(power, size)[:length] / length
-    within = covariance[0] * length / (length - 1)
-    total = covariance[0] + (x.mean(axis=1).var(ddof=1) if chains > 1 else 0.0)
-    rho = 1 - (within - covariance) / total
-    rho[0] = 1.0
-    pairs = rho[: (length - 1) // 2 * 2].reshape(-1, 2).sum(axis=1)
-    negative = np.flatnonzero(pairs < 0)
-    num = int(negative[0]) if negative.size else len(pairs) - 1
-    time = -1 + 2 * np.minimum.accumulate(pairs[:num]).sum() + max(rho[2 * num], 0.0)
-    return x.size / max(time, 1 / np.log10(x.size))
+    half = draws.shape[1] // 2
+    halves = np.concatenate([draws[:, :half], draws[:, -half:]])
+    scores = rank_normal(halves)
+    folded = rank_normal(np.abs(halves - np.median(halves)))
+    return max(_r_hat(scores), _r_hat(folded)), _ess(scores)
 
 
 def rank_normal(draws: np.ndarray) -> np.ndarray:
@@ -52,14 +33,14 @@ def rank_normal(draws: np.ndarray) -> np.ndarray:
     flat = draws.ravel()
     order = np.argsort(flat)
     in_order = flat[order]
+    edges = np.concatenate([[0], np.flatnonzero(in_order[1:] != in_order[:-1]) + 1, [flat.size]])
+    ranks = (edges[:-1] + edges[1:] + 1) / 2
     scores = np.empty(flat.size)
-    scores[order] = ndtri((np.arange(1, flat.size + 1) - 0.375) / (flat.size + 0.25))
-    if (in_order[1:] == in_order[:-1]).any():
-        scores = ndtri((rankdata(flat) - 0.375) / (flat.size + 0.25))
+    scores[order] = np.repeat(ndtri((ranks - 0.375) / (flat.size + 0.25)), np.diff(edges))
     return scores.reshape(draws.shape)
 
 
-def suspect_dims(draws: np.ndarray, num: int = 2) -> np.ndarray:
+def suspect_dims(draws: np.ndarray, num: int = 1) -> np.ndarray:
     """Return the dims of draws (chain, draw, dim) that may mix worst: where to spend the sorting.
 
     Of the draws and of their distances from the median, both bounded by v / (1 + |v|) so that tails count no more than
@@ -85,14 +66,24 @@ def suspect_dims(draws: np.ndarray, num: int = 2) -> np.ndarray:
     return np.unique(found)
 
 
-def _split(draws: np.ndarray) -> np.ndarray:
-    """Return halves of chains as chains, (2 chain, draw // 2), without the middle draw of an odd number."""
-    half = draws.shape[1] // 2
-    return np.concatenate([draws[:, :half], draws[:, -half:]])
-
-
 def _r_hat(x: np.ndarray) -> float:
     length = x.shape[1]
     within, between = x.var(axis=1, ddof=1).mean(), x.mean(axis=1).var(ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(np.sqrt((length - 1) / length + between / within))
+
+
+def _ess(x: np.ndarray) -> float:
+    chains, length = x.shape
+    size = next_fast_len(2 * length, real=True)
+    power = np.square(np.abs(rfft(x - x.mean(axis=1, keepdims=True), size))).mean(axis=0)
+    covariance = irfft(power, size)[:length] / length
+    within = covariance[0] * length / (length - 1)
+    total = covariance[0] + (x.mean(axis=1).var(ddof=1) if chains > 1 else 0.0)
+    rho = 1 - (within - covariance) / total
+    rho[0] = 1.0
+    pairs = rho[: (length - 1) // 2 * 2].reshape(-1, 2).sum(axis=1)
+    negative = np.flatnonzero(pairs < 0)
+    num = int(negative[0]) if negative.size else len(pairs) - 1
+    time = -1 + 2 * np.minimum.accumulate(pairs[:num]).sum() + max(rho[2 * num], 0.0)
+    return float(x.size / max(time, 1 / np.log10(x.size)))

@@ -10,7 +10,7 @@ from blackjax.adaptation.step_size import dual_averaging_adaptation
 from energyflow.chains import advance_chains, count_chains, sample_chains, start_cost
 from energyflow.energy import as_energy
 from energyflow.kernels.algorithm import is_adjusted, step_size, with_step_size
-from energyflow.mixing import bulk_ess, suspect_dims
+from energyflow.mixing import rank_statistics, suspect_dims
 from energyflow.types import Kernel, Key, LogDensity, Tree, as_key
 
 MULTIPLES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
@@ -102,7 +102,7 @@ def tune(
 
 def _judge(step: float, trace: Any, num_chains: int) -> tuple[Candidate, int]:
     draws = np.concatenate([x.reshape(*x.shape[:2], -1) for x in jax.tree.leaves(trace.position)], axis=-1)
-    ess = float(np.nanmin([bulk_ess(draws[..., dim]) for dim in suspect_dims(draws)]))
+    ess = float(np.nanmin([rank_statistics(draws[..., dim])[1] for dim in suspect_dims(draws)]))
     gradients = int(np.sum(trace.stats.num_gradients, dtype=np.int64)) + start_cost(trace.final.state) * num_chains
     cost = gradients or num_chains * draws.shape[1]
     rate = float(np.mean(trace.stats.acceptance_rate))

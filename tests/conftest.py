@@ -34,7 +34,6 @@ RELAXED = {
 BLACKJAX = {  # the state a key lives in, or a select between keys; bool * float32, int32 * float
     "adjusted_mclmc_dynamic": ("jax_debug_key_reuse", "jax_numpy_dtype_promotion"),
     "barker": ("jax_numpy_dtype_promotion",),
-    "diagnostics": ("jax_numpy_dtype_promotion", "jax_numpy_rank_promotion"),  # ranks; a median without its axes
     "dual_averaging": ("jax_numpy_dtype_promotion",),
     "dynamic_hmc": ("jax_debug_key_reuse",),
     "ghmc": ("jax_numpy_dtype_promotion",),

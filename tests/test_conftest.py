@@ -89,7 +89,6 @@ PROGRAMS = {
     "adjusted_mclmc": lambda: chains(blackjax.adjusted_mclmc(logdensity, step_size=0.1, num_integration_steps=2)),
     "adjusted_mclmc_dynamic": lambda: chains(blackjax.adjusted_mclmc_dynamic(logdensity, step_size=0.1)),
     "barker": lambda: chains(blackjax.barker(logdensity, 0.1)),
-    "diagnostics": lambda: jax.jit(blackjax.diagnostics.rhat)(jnp.ones((4, 20, 3))),
     "dynamic_hmc": lambda: chains(blackjax.dynamic_hmc(logdensity, 0.1, scale)),
     "elliptical_slice": lambda: chains(blackjax.elliptical_slice(logdensity, mean=0 * scale, cov=jnp.eye(3))),
     "ghmc": lambda: chains(blackjax.ghmc(logdensity, 0.1, scale, 0.5, 0.1)),

@@ -14,7 +14,7 @@ from energyflow.stats import pareto_k
 
 pytestmark = [
     pytest.mark.lenient("numpyro_models"),
-    pytest.mark.blackjax_promotes("nuts", "dual_averaging", "diagnostics"),
+    pytest.mark.blackjax_promotes("nuts", "dual_averaging"),
 ]
 
 GROUPS = np.array([10, 10, 10])

@@ -8,7 +8,7 @@ from energyflow.diagnostics import read_trace
 
 pytestmark = [
     pytest.mark.lenient("numpyro_models"),
-    pytest.mark.blackjax_promotes("nuts", "dual_averaging", "diagnostics"),
+    pytest.mark.blackjax_promotes("nuts", "dual_averaging"),
 ]
 
 MODEL = """

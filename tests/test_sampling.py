@@ -12,7 +12,7 @@ from energyflow.warmup import warm_up
 
 pytestmark = [
     pytest.mark.lenient("numpyro_models"),
-    pytest.mark.blackjax_promotes("nuts", "dual_averaging", "diagnostics"),
+    pytest.mark.blackjax_promotes("nuts", "dual_averaging"),
 ]
 
 SCALES = np.array([1e-2, 1.0, 1e2], np.float32)

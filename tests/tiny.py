@@ -12,7 +12,7 @@ import pytest
 from energyflow.cli import main
 
 # The optimiser, the base of a tilt, and the diagnostics; see ALLOWED in conftest.py.
-LENIENT = [pytest.mark.lenient("optax", "numpyro"), pytest.mark.blackjax_promotes("diagnostics", "dual_averaging")]
+LENIENT = [pytest.mark.lenient("optax", "numpyro"), pytest.mark.blackjax_promotes("dual_averaging")]
 SETTINGS = {
     "steps": 40,
     "batch_size": 32,

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import f as fisher_f, rankdata, t as student_t
 
-from energyflow.mixing import bulk_ess, plain_r_hat, split_r_hat, suspect_dims
+from energyflow.mixing import plain_r_hat, rank_statistics, suspect_dims
 from energyflow.stats import nested_r_hat, nested_variances
 
 MIN_WORTH = 800.0
@@ -77,12 +77,12 @@ def mixing_numbers(x: np.ndarray) -> dict[str, float]:
         r_hat = np.nan_to_num(plain_r_hat(x), nan=np.inf)
         return {"r_hat": float(r_hat.max()), "r_hat_dim": float(np.argmax(r_hat))}
     dims = suspect_dims(x)
-    r_hat = np.nan_to_num([split_r_hat(x[..., dim]) for dim in dims], nan=np.inf)
-    ess = [bulk_ess(x[..., dim]) for dim in dims]
+    r_hat, ess = np.transpose([rank_statistics(x[..., dim]) for dim in dims])
+    r_hat = np.nan_to_num(r_hat, nan=np.inf)
     return {
         "r_hat": float(r_hat.max()),
         "r_hat_dim": float(dims[np.argmax(r_hat)]),
-        "ess": float(min(ess)),
+        "ess": float(ess.min()),
         "ess_dim": float(dims[np.argmin(ess)]),
     }
 
@@ -126,7 +126,9 @@ def _drift_sizes(x: np.ndarray, level: float) -> np.ndarray:
     halves = x[:, -(draws // 2) :].mean(axis=1, dtype=float) - x[:, : draws // 2].mean(axis=1, dtype=float)
     shift, spread = halves.mean(axis=0), halves.std(axis=0, ddof=1)
     surprise = np.abs(shift) * np.sqrt(chains) > student_t.isf(level / 2 / dims, chains - 1) * spread
-    return np.abs(shift) / x.std(axis=(0, 1), dtype=float) * surprise
+    size = np.zeros(dims)
+    size[surprise] = np.abs(shift[surprise]) / x[..., surprise].std(axis=(0, 1), dtype=float)
+    return size
 
 
 def disagreement(x: np.ndarray, labels: list[str], numbers: dict[str, float]) -> list[Problem]:

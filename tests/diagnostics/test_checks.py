@@ -11,7 +11,7 @@ from energyflow.chains import ChainState, Trace
 from energyflow.diagnostics import Check, check
 from energyflow.types import Stats
 
-pytestmark = [pytest.mark.core, pytest.mark.blackjax_promotes("diagnostics")]
+pytestmark = pytest.mark.core
 
 
 def autoregressive(rng, chains, draws, dims, correlation=0.0, scale=1.0):

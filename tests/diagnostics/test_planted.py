@@ -13,7 +13,7 @@ from energyflow.chains import Trace
 from energyflow.diagnostics import check
 from energyflow.types import Stats
 
-pytestmark = [pytest.mark.core, pytest.mark.blackjax_promotes("diagnostics")]
+pytestmark = pytest.mark.core
 
 
 def autoregressive(rng, chains, draws, dims, correlation):

@@ -11,7 +11,7 @@ from energyflow.diagnostics.probe import Probe
 from energyflow.energies.analytic import funnel, gaussian
 from energyflow.energies.mixtures import gaussian_mixture
 
-pytestmark = [pytest.mark.core, pytest.mark.blackjax_promotes("diagnostics")]
+pytestmark = pytest.mark.core
 APART = 6.0
 CHEAP = {"num_restarts": 32, "num_moves": 100}
 

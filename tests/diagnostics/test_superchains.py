@@ -7,7 +7,7 @@ import pytest
 import energyflow as ef
 from energyflow.diagnostics import check, superchain_starts
 
-pytestmark = [pytest.mark.core, pytest.mark.blackjax_promotes("diagnostics")]
+pytestmark = pytest.mark.core
 
 
 @pytest.fixture

@@ -230,7 +230,6 @@ def test_annealing_refuses_the_biased_kernel_and_the_one_way_scan(key):
         ef.bracket(jax.random.key(0), torus, torus.base, one_way, num_temperatures=10, num_chains=4)
 
 
-@pytest.mark.blackjax_promotes("diagnostics")
 @pytest.mark.slow
 def test_blocks_from_exact_draws_stay_exact_and_look_healthy(key):
     machine = load("rbm_16x8")
