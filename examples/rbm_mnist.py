@@ -68,7 +68,9 @@ def main(data: str, hidden: int, steps: int, plot: str | None) -> None:
 
     # Hidden, then visible units: one sweep a transition. Training needs no reversible move.
     sweep = block_gibbs(start.blocks, palindrome=False)
+    tempered = ef.parallel_tempering(sweep, np.linspace(1.0, 0.1, 10))
     ways = {"no weights": None, "CD-1": ef.cd(sweep, 1), "PCD-1": ef.pcd(sweep, 1), "PCD-10": ef.pcd(sweep, 10)}
+    ways["PT-PCD-1"] = ef.pcd(tempered, 1)  # ten rungs move for each step of PCD-1
     print(f"{'':10} {'test':>9} {'training':>9} {'log Z':>9} {'seconds':>8}   exact log-likelihoods in nats an image")
     machine, log_z = start, 0.0
     for name, negatives in ways.items():
