@@ -14,6 +14,12 @@ from . import (
     stats as stats,
     types as types,
 )
+from .adaptation import (
+    chees as chees,
+    meads as meads,
+    tune_mclmc as tune_mclmc,
+    window_adaptation as window_adaptation,
+)
 from .bridge import as_distribution as as_distribution, from_numpyro as from_numpyro
 from .chains import (
     Trace as Trace,
@@ -91,6 +97,7 @@ from .logz import (
     log_likelihood as log_likelihood,
     log_z_enumeration as log_z_enumeration,
     log_z_quadrature as log_z_quadrature,
+    raise_log_likelihood as raise_log_likelihood,
     reverse_ais as reverse_ais,
     smc as smc,
 )
@@ -105,6 +112,7 @@ from .negatives import (
     replay as replay,
     short_run as short_run,
 )
+from .noise_levels import annealed_langevin as annealed_langevin
 from .objectives import contrastive as contrastive, stateless as stateless
 from .runs import load_run as load_run
 from .sampling import run as run

@@ -157,12 +157,22 @@ def chain_keys(key: Key, num_chains: int) -> Key:
 def count_chains(position: Tree) -> int:
     """Return the length of the leading axis all leaves share. Raises ValueError where they do not."""
     lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(position)}
-    if len(lengths) != 1 or lengths == {()}:
+    if len(lengths) != 1 or lengths & {(), (0,)}:
         raise ValueError(
-            f"positions of several chains need one shared leading axis [chain]; their shapes are "
+            f"positions of several chains need one shared leading axis [chain], not empty; their shapes are "
             f"{jax.tree.map(jnp.shape, position)}"
         )
     return lengths.pop()[0]
+
+
+def require_floats(position: Tree) -> None:
+    """Raise ValueError, naming the leaf, for positions too coarse for an accept step: integers, half precision."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(position):
+        dtype = jnp.result_type(leaf)
+        if dtype not in (jnp.float32, jnp.float64):
+            raise ValueError(
+                f"position{jax.tree_util.keystr(path)} has dtype {dtype}; accept steps need float32 or float64"
+            )
 
 
 def sample(
@@ -212,7 +222,9 @@ def sample_chains(
         raise ValueError(f"unknown fields {unknown}; choose from {FIELDS}")
     key = as_key(key)
     kernel, logdensity = as_energy(kernel), as_energy(logdensity)
-    now = resume if resume is not None else _start_chains(key, kernel, logdensity, position)
+    if num_draws < 1 or thin < 1 or warmup < 0:
+        raise ValueError(f"need a draw, thin >= 1 and warmup >= 0; got {num_draws}, thin {thin}, warmup {warmup}")
+    now = resume if resume is not None else start_chains(key, kernel, logdensity, position)
     keys = chain_keys(key, count_chains(now.state.position))
     kept: list[Trace] = []
     plan = [(size, False) for size in _chunks(max(warmup - now.step, 0), chunk_size * thin)]
@@ -245,13 +257,16 @@ def _stop_where_blown(good: np.ndarray, num_steps: int, kept: list[Trace], now: 
         )
 
 
-def _start_chains(key: Key, kernel: Kernel, logdensity: LogDensity, position: Tree) -> ChainState:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(position):
-        dtype = jnp.result_type(leaf)
-        if dtype not in (jnp.float32, jnp.float64):
-            raise ValueError(
-                f"position{jax.tree_util.keystr(path)} has dtype {dtype}; accept steps need float32 or float64"
-            )
+def start_chains(key: Key, kernel: Kernel, logdensity: LogDensity, position: Tree) -> ChainState:
+    """Initialise a kernel on every chain of `position`, leading axis [chain].
+
+    Raises ValueError for integers and half precision, a step size that is none, and a start without a finite log
+    density (which chain, and what it is there).
+    """
+    require_floats(position)
+    step = getattr(kernel, "keywords", {}).get("step_size", 1.0)
+    if not np.all(np.isfinite(step) & (np.asarray(step) > 0)):
+        raise ValueError(f"the step size must be positive and finite; got {step}")
     position = jax.tree.map(jnp.asarray, position)
     state, value = _init_chains(chain_keys(key, count_chains(position)), kernel, logdensity, position)
     bad = np.flatnonzero(~np.isfinite(np.asarray(value)))

@@ -37,7 +37,7 @@ def as_energy(energy: Any) -> Any:
     Raises TypeError for something that cannot be called and for a flax module (see `energyflow.from_nnx`).
     """
     if not callable(energy):
-        raise TypeError(f"an energy must be callable on one point; got {type(energy).__name__}")
+        raise TypeError(f"an energy, or a kernel, must be callable; got {type(energy).__name__} {energy!r:.40}")
     if hasattr(energy, "__nnx_repr__") or any("flax.nnx" in base.__module__ for base in type(energy).__mro__):
         raise TypeError(f"{type(energy).__name__} is a flax module; wrap it once with energyflow.from_nnx(module)")
     is_leaf = jax.tree.structure(energy) == jax.tree.structure(0)

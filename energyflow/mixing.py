@@ -4,13 +4,17 @@ import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.special import ndtri
 
+RUNAWAY = 1e15
+"""Beyond any scale a variable is written in, while squares of distances are still finite in float32."""
+
 
 def plain_r_hat(draws: np.ndarray) -> np.ndarray:
     """Return R-hat (Gelman and Rubin 1992) per dim of draws (chain, draw, dim), for chains too short to split."""
-    within = draws.var(axis=1, ddof=1).mean(axis=0, dtype=float)
-    between = draws.mean(axis=1).var(axis=0, ddof=1, dtype=float) if len(draws) > 1 else np.zeros_like(within)
     length = draws.shape[1]
-    return np.sqrt((length - 1) / length + between / np.maximum(within, np.finfo(float).tiny))
+    with np.errstate(over="ignore", invalid="ignore"):  # chains that left for infinity have no ratio, and need none
+        within = draws.var(axis=1, ddof=1, dtype=float).mean(axis=0)
+        between = draws.mean(axis=1, dtype=float).var(axis=0, ddof=1) if len(draws) > 1 else np.zeros_like(within)
+        return np.sqrt((length - 1) / length + between / np.maximum(within, np.finfo(float).tiny))
 
 
 def rank_statistics(draws: np.ndarray) -> tuple[float, float]:
@@ -76,8 +80,9 @@ def _r_hat(x: np.ndarray) -> float:
 def _ess(x: np.ndarray) -> float:
     chains, length = x.shape
     size = next_fast_len(2 * length, real=True)
-    power = np.square(np.abs(rfft(x - x.mean(axis=1, keepdims=True), size))).mean(axis=0)
-    covariance = irfft(power, size)[:length] / length
+    spectrum = np.asarray(rfft(x - x.mean(axis=1, keepdims=True), size))
+    power = np.square(np.abs(spectrum)).mean(axis=0)
+    covariance = np.asarray(irfft(power, size))[:length] / length
     within = covariance[0] * length / (length - 1)
     total = covariance[0] + (x.mean(axis=1).var(ddof=1) if chains > 1 else 0.0)
     rho = 1 - (within - covariance) / total

@@ -1,5 +1,7 @@
 """Floor 7: one call from a target to draws that say whether they can be used."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from energyflow.chains import Trace, count_chains, sample_chains
+from energyflow.chains import Trace, count_chains, require_floats, sample_chains
 from energyflow.diagnostics import Check, check, summary, to_arviz
 from energyflow.diagnostics.problems import MAX_DIVERGENT
 from energyflow.energy import as_energy, logdensity, require_density
@@ -70,6 +72,7 @@ def run(
     target_acceptance: float | None = None,
     thin: int = 1,
     progress: bool = False,
+    warmup: Callable | None = None,
 ) -> Sampled:
     """Tune a kernel on a target, draw from it and judge the draws.
 
@@ -77,15 +80,20 @@ def run(
     16 chains and HMC of a quarter period for more; a kernel's own settings are where tuning starts. chains, draws:
     `draws` are kept of each chain, `thin` transitions apart. position: starts, leading axis [chain]; by default the
     model's own, or draws of a tilted energy's base. scale, target_acceptance: see `warm_up`.
+    warmup: `warm_up` by default, or another function `(key, kernel, logdensity, position) -> Tuned`, as
+    `window_adaptation`, `chees`, `meads` and `tune_mclmc` are, with its options in a `functools.partial`.
     Kernels with an accept step and a step size are warmed up; others discard half as many draws as they keep. HMC and
     NUTS that diverge in more than one transition of ten thousand are tuned and drawn once more, with shorter steps
-    (acceptance 0.95), unless target_acceptance is given; a note says so.
-    Raises ValueError for a landscape, and where there is no start.
+    (acceptance 0.95), unless target_acceptance or warmup is given; a note says so.
+    Raises ValueError for a landscape, where there is no start, and for scale or target_acceptance beside a warmup.
     """
+    if warmup is not None and (scale != "auto" or target_acceptance is not None):
+        raise ValueError("scale and target_acceptance belong to the default warm-up; give warmup a functools.partial")
     target = as_energy(target)
     require_density(target, "sampling")
     start_key, warm_key, draw_key = jax.random.split(as_key(key), 3)
     position = _starts(start_key, target, chains) if position is None else jax.tree.map(jnp.asarray, position)
+    require_floats(position)
     automatic = isinstance(kernel, str) and kernel == "auto"
     if automatic:
         kernel = nuts(0.1) if count_chains(position) <= FEW_CHAINS else hmc(0.1, 3)
@@ -94,12 +102,13 @@ def run(
     chosen: Kernel = as_energy(kernel)
     density = logdensity(target)
     spent, discard, notes = 0, draws * thin // 2, []
-    tunable = _is_tunable(chosen, density, position)
-    careful = tunable and target_acceptance is None and name_of(chosen) not in TARGETS
+    tunable = warmup is not None or _is_tunable(chosen, density, position)
+    careful = warmup is None and tunable and target_acceptance is None and name_of(chosen) not in TARGETS
     for attempt, rate in enumerate((None, CAREFUL) if careful else (target_acceptance,)):
         if tunable:
             warm = jax.random.fold_in(warm_key, attempt)
-            tuned = warm_up(warm, chosen, density, position, scale=scale, target_acceptance=rate)
+            fit = warmup or functools.partial(warm_up, scale=scale, target_acceptance=rate)
+            tuned = fit(warm, chosen, density, position)
             chosen, position, discard = tuned.kernel, tuned.position, 0
             spent += tuned.num_gradients
             if automatic and name_of(chosen) == "hmc":

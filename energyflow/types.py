@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -90,5 +91,9 @@ class Objective(NamedTuple):
 
 
 def as_key(key: Key | int) -> Key:
-    """Return a typed key as it is, and the key of an int seed."""
-    return jax.random.key(key) if isinstance(key, (int, np.integer)) else key
+    """Return a typed key as it is, and the key of an int seed. Raises TypeError for anything else."""
+    if isinstance(key, (int, np.integer)):
+        return jax.random.key(key)
+    if not (isinstance(key, Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise TypeError(f"a random key must be jax.random.key(seed) or an int seed; got {type(key).__name__}")
+    return key

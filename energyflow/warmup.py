@@ -14,11 +14,11 @@ import numpy as np
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jax.flatten_util import ravel_pytree
 
-from energyflow.chains import chain_keys, count_chains, scan_keys, start_cost, step_keys
+from energyflow.chains import chain_keys, count_chains, require_floats, scan_keys, start_chains, start_cost, step_keys
 from energyflow.energy import as_energy
 from energyflow.kernels.algorithm import bind, name_of, start, step_size, with_settings
 from energyflow.kernels.continuous import nuts
-from energyflow.mixing import plain_r_hat
+from energyflow.mixing import RUNAWAY, plain_r_hat
 from energyflow.tuning import Tuned, require_acceptance
 from energyflow.types import Array, Kernel, Key, LogDensity, Tree, as_key
 
@@ -63,9 +63,13 @@ def warm_up(
     """
     key, kernel, logdensity = as_key(key), as_energy(kernel), as_energy(logdensity)
     one = jax.tree.map(lambda x: jnp.asarray(x)[0], position)
+    require_floats(position)
     require_acceptance(kernel, logdensity, position)
     if scale not in (None, "auto", "diagonal", "dense"):
         raise ValueError(f'scale must be "auto", "diagonal", "dense" or None; got {scale!r}')
+    key, start_key = jax.random.split(key)
+    begun = start_chains(start_key, kernel, logdensity, position).state
+    position = begun.position
     dim, num_chains = ravel_pytree(one)[0].size, count_chains(position)
     scale = scale if "inverse_mass_matrix" in kernel.keywords else None  # type: ignore[attr-defined]
     scale = ("dense" if dim <= MAX_DENSE else "diagonal") if scale == "auto" else scale
@@ -80,7 +84,7 @@ def warm_up(
     averaging = jax.vmap(init)(jnp.full(num_chains, step_size(moved), dtype=float))
     begin = functools.partial(_stage, update=update, logdensity=logdensity, moves=moves)
     stage = begin(jax.random.fold_in(key, 0), moved, position, averaging, 2 * length)
-    spent, at_home = stage.num_gradients, 0
+    spent, at_home = stage.num_gradients + start_cost(begun) * num_chains, 0
     for window in range(1, max_windows + 1):
         stage = begin(jax.random.fold_in(key, window), moved, stage.position, stage.averaging, length)
         spent += stage.num_gradients
@@ -128,6 +132,12 @@ def _stage(
         position, drawn, acceptance, gradients = out
         single = averaging.log_step_size.ndim == 0
         averaging = update(averaging, jnp.mean(acceptance)) if single else jax.vmap(update)(averaging, acceptance)
+        farthest = np.abs(drawn[:, -1, :-1]).max(axis=1)
+        if not farthest.max() < RUNAWAY:
+            raise ValueError(
+                f"chain {int(jnp.argmax(farthest))} went as far as {farthest.max():.2g} during warm-up: the energy "
+                "falls without bound on the way; check its sign, and that it rises in every direction"
+            )
         draws.append(np.asarray(drawn, np.float64))
         spent += int(gradients)
     return _Stage(position, averaging, np.concatenate(draws, axis=1), spent)

