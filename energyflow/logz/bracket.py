@@ -205,7 +205,7 @@ def _require_invariant(kernel: Kernel, path: Path, position: Tree, reverse: bool
     require_annealing_kernel(kernel, path.at(1.0), one)
     if np.isnan(_values(path.at(1.0), position)).all():
         raise ValueError(
-            "the energy is nan wherever the chains start: look for a logarithm or a root of what it is given"
+            "the energy is nan wherever the chains start: look for the log or root of what may be negative"
         )
     if reverse and not is_reversible(kernel, path.at(1.0), one):
         raise ValueError(
