@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import energyflow as ef
+import laws
 from energyflow.mixing import rank_statistics
 from energyflow.tuning import Tuned
 
@@ -25,14 +26,18 @@ def starts(key, num, variances=VARIANCES):
     return 2 * np.sqrt(variances) * jax.random.normal(key, (num, 4))
 
 
-def ess_and_scores(position, variances) -> tuple[float, np.ndarray]:
-    """Return the smallest ESS of a dim, and z of every mean and second moment by its own ESS (at most the draws)."""
+def worst_ess(position) -> float:
     x = np.asarray(position, np.float64)
-    values = np.concatenate([x, x**2], axis=-1)
-    expected = np.concatenate([np.zeros(4), variances])
-    ess = np.array([rank_statistics(values[..., i])[1] for i in range(8)])
-    error = values.std(axis=(0, 1)) / np.sqrt(np.minimum(ess, x[..., 0].size))
-    return float(ess[:4].min()), (values.mean(axis=(0, 1)) - expected) / error
+    return min(rank_statistics(x[..., i])[1] for i in range(4))
+
+
+def assert_moments(position, variances) -> None:
+    """Hold means and second moments of draws (chain, draw, 4) by the spread of the chains' means.
+
+    It is the exact standard error, also for kernels that stick in the tails, where an ESS promises too much.
+    """
+    x = np.asarray(position, np.float64)
+    laws.assert_mean(np.concatenate([x, x**2], axis=-1).mean(axis=1), np.concatenate([np.zeros(4), variances]))
 
 
 CASES = {  # the warm-up, its kernel, chains, variances
@@ -49,16 +54,17 @@ CASES = {  # the warm-up, its kernel, chains, variances
 def test_draws_after_each_warm_up_have_the_moments_of_the_gaussian(name, key):
     """Also: scales within a factor 2 of the variances, and the rates asked for.
 
-    Stan's averaged step accepts 0.8 to 0.95 where 0.8 was asked, ChEES aims at a harmonic mean below the mean.
+    Stan's averaged step accepts 0.8 to 0.95 where 0.8 was asked, ChEES aims at a harmonic mean below the mean. The bias
+    of unadjusted MCLMC, one or two per cent of a variance here, is below what 6400 draws resolve.
     """
     fit, kernel, num, variances = CASES[name]
     start_key, warm_key, draw_key = jax.random.split(key, 3)
     density = gaussian(variances)
     tuned = fit(warm_key, kernel, density, starts(start_key, num, variances))
-    trace = ef.sample_chains(draw_key, tuned.kernel, density, tuned.position, 6400 // num, warmup=100)
-    ess, scores = ess_and_scores(trace.position, variances)
-    assert np.abs(scores).max() < 4.5
-    assert ess > 400
+    many = jnp.tile(tuned.position, (128 // num, 1))  # apart again after the warm-up
+    trace = ef.sample_chains(draw_key, tuned.kernel, density, many, 50, warmup=200)
+    assert_moments(trace.position, variances)
+    assert worst_ess(trace.position) > 400
     if variances is VARIANCES:
         scale = np.asarray(tuned.kernel.keywords["inverse_mass_matrix"])
         found = np.diag(scale) if scale.ndim == 2 else scale
@@ -73,16 +79,14 @@ def test_an_adapted_scale_beats_the_identity_at_the_same_acceptance(key):
     start_key, warm_key, draw_key = jax.random.split(key, 3)
     density, kernel = gaussian(VARIANCES), ef.hmc(0.1, 3)
     tuned = ef.window_adaptation(warm_key, kernel, density, starts(start_key, 8), num_steps=400)
-    adapted = ef.sample_chains(draw_key, tuned.kernel, density, tuned.position, 500)
-    plain = []
-    for step in np.linspace(0.08, 0.19, 8):
-        trial = ef.hmc(jnp.float32(step), 3)
-        again = jax.random.clone(draw_key)
-        plain.append(ef.sample_chains(again, trial, density, tuned.position, 500))
+    draw = functools.partial(ef.sample_chains, logdensity=density, position=tuned.position, num_draws=500)
+    adapted = draw(draw_key, tuned.kernel)
+    sizes = np.linspace(0.08, 0.19, 8, dtype=np.float32)
+    plain = [draw(jax.random.clone(draw_key), ef.hmc(size, 3)) for size in sizes]
     rate = adapted.stats.acceptance_rate.mean()
     identity = min(plain, key=lambda trace: abs(trace.stats.acceptance_rate.mean() - rate))
     rates = [trace.stats.acceptance_rate.mean() for trace in (adapted, identity)]
-    buys = [ess_and_scores(trace.position, VARIANCES)[0] for trace in (adapted, identity)]
+    buys = [worst_ess(trace.position) for trace in (adapted, identity)]
     assert abs(rates[0] - rates[1]) < 0.1
     assert buys[0] > 10 * buys[1]  # both made the same number of gradients
 
@@ -173,19 +177,22 @@ def test_chains_that_run_away_are_told_apart_from_a_success():
 
 
 def test_run_takes_any_warm_up(key):
-    target, start = ef.tempered(lambda x: 0.5 * jnp.sum(x**2 / VARIANCES), 1.0), starts(key, 8)
-    result = ef.run(0, target, ef.nuts(0.1), position=start, draws=300, warmup=ef.window_adaptation)
+    def energy(x):
+        return 0.5 * jnp.sum(x**2 / VARIANCES)
+
+    result = ef.run(0, energy, ef.nuts(0.1), position=starts(key, 8), draws=300, warmup=ef.window_adaptation)
     assert result.verdict == "healthy"
     assert result.kernel.keywords["inverse_mass_matrix"].shape == (4,)  # the pooled one is dense in four dims
-    _, scores = ess_and_scores(result.trace.position, VARIANCES)
-    assert np.abs(scores).max() < 4.5
 
 
 def test_run_keeps_what_the_warm_up_returned(key):
     """Unadjusted kernels, which the default warm-up leaves alone, are handed over too."""
     start = starts(key, 8, WHITE)
     tuned = Tuned(ef.mclmc(0.5, 3.0), start, [], 7)
-    energy = lambda x: 0.5 * jnp.sum(x**2 / WHITE)  # noqa: E731
+
+    def energy(x):
+        return 0.5 * jnp.sum(x**2 / WHITE)
+
     result = ef.run(0, energy, ef.mclmc(0.1), position=start, draws=50, warmup=lambda *_: tuned)
     assert result.warmup_gradients == 7 and result.kernel is tuned.kernel
     with pytest.raises(ValueError, match=r"functools\.partial"):

@@ -45,6 +45,15 @@ def test_the_forward_run_is_sure_and_wrong_and_the_bracket_says_so(tmp_path):
 
 
 @pytest.mark.slow
+def test_three_kernels_are_given_the_same_gradients(tmp_path):
+    rows = re.findall(r"(\w+) +(\d+) +(\d+) +(0\.\d+) +(\d+) +(\d+\.\d)\n", run("equal_gradients", tmp_path))
+    assert [row[0] for row in rows] == ["MALA", "HMC", "NUTS"]
+    for _, _, gradients, _, ess, rate in rows:
+        assert abs(int(gradients) / 80_000 - 1) < 0.1  # NUTS: its pilot's mean trajectory
+        assert float(rate) > 20 and abs(float(rate) - 1000 * int(ess) / int(gradients)) < 0.1
+
+
+@pytest.mark.slow
 def test_two_models_are_compared_and_the_closed_form_is_inside(tmp_path):
     text = run("evidence", tmp_path)
     assert "inside True" in text and "not ranked" not in text
