@@ -222,8 +222,8 @@ def sample_chains(
         raise ValueError(f"unknown fields {unknown}; choose from {FIELDS}")
     key = as_key(key)
     kernel, logdensity = as_energy(kernel), as_energy(logdensity)
-    if num_draws < 1 or thin < 1 or warmup < 0:
-        raise ValueError(f"need a draw, thin >= 1 and warmup >= 0; got {num_draws}, thin {thin}, warmup {warmup}")
+    if min(num_draws, thin - 1, warmup) < 0:
+        raise ValueError(f"need thin >= 1 and nothing negative; got {num_draws} draws, thin {thin}, warmup {warmup}")
     now = resume if resume is not None else start_chains(key, kernel, logdensity, position)
     keys = chain_keys(key, count_chains(now.state.position))
     kept: list[Trace] = []

@@ -89,6 +89,8 @@ def run(
     """
     if warmup is not None and (scale != "auto" or target_acceptance is not None):
         raise ValueError("scale and target_acceptance belong to the default warm-up; give warmup a functools.partial")
+    if draws < 1:
+        raise ValueError(f"nothing can be judged without a draw; got draws={draws}")
     target = as_energy(target)
     require_density(target, "sampling")
     start_key, warm_key, draw_key = jax.random.split(as_key(key), 3)

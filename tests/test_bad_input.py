@@ -97,7 +97,11 @@ REFUSED = {
         lambda: ef.run(0.5, bowl, position=POINTS),
         "jax.random.key(seed) or an int seed; got float",
     ),
-    "no draws": (lambda: sample(bowl, num_draws=0), "need a draw, thin >= 1 and warmup >= 0; got 0"),
+    "no draws": (
+        lambda: ef.run(0, bowl, position=POINTS, draws=0),
+        "nothing can be judged without a draw; got draws=0",
+    ),
+    "thinned to nothing": (lambda: sample(bowl, thin=0), "need thin >= 1 and nothing negative; got 100 draws, thin 0"),
 }
 
 
