@@ -50,7 +50,14 @@ CASES = {  # the warm-up, its kernel, chains, variances
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = {"window-dense", "adjusted-mclmc"}
+
+
+def each(cases):
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in cases]
+
+
+@pytest.mark.parametrize("name", each(CASES))
 def test_draws_after_each_warm_up_have_the_moments_of_the_gaussian(name, key):
     """Also: scales within a factor 2 of the variances, and the rates asked for.
 
@@ -100,7 +107,7 @@ COUNTED = {  # the adaptation, its kernel, chains; one where a batch would wait 
 }
 
 
-@pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.parametrize("name", each(COUNTED))
 def test_the_gradients_are_those_that_the_energy_was_asked_for(name, key):
     """The backward pass of the log density counts itself, once a chain."""
     asked = []
@@ -133,8 +140,9 @@ def test_the_same_seed_gives_the_same_and_another_seed_another_result():
     assert not np.array_equal(once.position, other.position)
 
 
-@pytest.mark.parametrize("fit", [ef.window_adaptation, ef.meads])
+@pytest.mark.parametrize("fit", [ef.meads, pytest.param(ef.window_adaptation, marks=pytest.mark.slow)])
 def test_a_position_in_parts_gets_the_settings_of_the_flat_one(fit, key):
+    """Up to what rounding does to an accept step: settings of dims mixed up would differ by a factor of ten."""
     start = starts(key, 16)
     parts = {"a": start[:, :1], "b": start[:, 1:]}
     kernel = ef.hmc(0.1, 3)
@@ -143,7 +151,7 @@ def test_a_position_in_parts_gets_the_settings_of_the_flat_one(fit, key):
     split = fit(0, kernel, lambda x: density(jnp.concatenate([x["a"], x["b"]])), parts, num_steps=40)
     assert set(split.position) == {"a", "b"}
     for name, value in flat.kernel.keywords.items():
-        np.testing.assert_allclose(split.kernel.keywords[name], value, rtol=1e-3)
+        assert np.abs(np.log2(split.kernel.keywords[name] / value)).max() < 0.5
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ REFUSED = {
     ),
     "no draws": (
         lambda: ef.run(0, bowl, position=POINTS, draws=0),
-        "nothing can be judged without a draw; got draws=0",
+        "nothing can be judged without a draw",
     ),
     "thinned to nothing": (lambda: sample(bowl, thin=0), "need thin >= 1 and nothing negative; got 100 draws, thin 0"),
 }

@@ -1,11 +1,13 @@
 """Warm-up finds scales that differ by 1e4, for every kernel that has one; `run` draws, judges and names."""
 
+import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from jax.tree_util import Partial
 
 import energyflow as ef
 from energyflow.warmup import warm_up
@@ -106,3 +108,10 @@ def test_run_says_what_is_missing(key):
         ef.run(jax.random.clone(key), badly_scaled, "hmc", position=jnp.zeros((4, 3)))
     with pytest.raises(ValueError, match="landscape"):
         ef.run(jax.random.clone(key), ef.landscape(badly_scaled), position=jnp.zeros((4, 3)))
+
+
+def test_a_raw_blackjax_kernel_is_tuned_and_drawn_from(key):
+    raw = Partial(blackjax.hmc, step_size=0.3, inverse_mass_matrix=jnp.ones(3), num_integration_steps=3)
+    start = jax.random.normal(jax.random.clone(key), (8, 3))
+    found = ef.run(key, badly_scaled, raw, position=start, draws=20)
+    assert found.warmup_gradients > 0 and "GenerateSamplingAPI" in str(found)

@@ -150,7 +150,10 @@ def name_of(kernel: Kernel) -> str:
     """Return the name a kernel was made by, "mala" for `mala(0.1)`, "<lambda>" for one without a name."""
     function: Any = kernel
     while not hasattr(function, "__name__"):
-        function = getattr(function, "func", None) or function.fun
+        inner = getattr(function, "func", None) or getattr(function, "fun", None)
+        if inner is None:
+            return type(function).__name__  # a raw BlackJAX algorithm
+        function = inner
     return function.__name__.removeprefix("_")
 
 
