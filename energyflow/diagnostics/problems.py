@@ -53,9 +53,9 @@ def unusable_draws(x: np.ndarray, labels: list[str], groups: np.ndarray | None =
     elif still.size:
         yield (
             "frozen chains",
-            f"{still.size} of {chains} chains never moved (chain {still[0]} first); no value of theirs "
-            f"is beyond {place[still].max():.2g}: every proposal was rejected, or smaller than float32 resolves there; "
-            "lower the step size, check the energy at the start, and that it does not fall without bound",
+            f"{still.size} of {chains} chains never moved (chain {still[0]} first); every proposal was rejected, or "
+            "smaller than float32 resolves: lower the step size, check the energy at the start, and that it does not "
+            "fall without bound",
         )
     constant = np.flatnonzero(same.all(axis=0))
     if draws > 1 and constant.size and not still.size:

@@ -186,8 +186,9 @@ def test_it_reads_as_sentences(healthy):
     healthy[2] = healthy[2, :1]
     text = str(check(healthy))
     assert text == (
-        "frozen chains\n- frozen chains: 1 of 4 chains never moved (chain 2 first); every proposal was rejected: lower "
-        "the step size, or check the energy at the start"
+        "frozen chains\n- frozen chains: 1 of 4 chains never moved (chain 2 first); every proposal was rejected, or "
+        "smaller than float32 resolves: lower the step size, check the energy at the start, and that it does not fall "
+        "without bound"
     )
     good = str(Check("healthy", [], {"r_hat": 1.001, "r_hat_dim": 2.0, "ess": 3665.2, "ess_dim": 0.0}))
     assert good == "healthy: r_hat 1.001, ess 3665"
