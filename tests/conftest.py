@@ -14,6 +14,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import zlib
+from collections.abc import Iterator
 
 import jax
 import pytest
@@ -68,6 +69,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     relaxed = allowed_flags(item)
     for flag, value in STRICT.items():
         jax.config.update(flag, RELAXED[flag] if flag in relaxed else value)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """Drop compiled programs after each module: Linux allows a process 65530 memory maps, and each holds a few."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
