@@ -1,7 +1,7 @@
 """Floor 5: warm-up of many chains at once: one scale and one step size from all of them together.
 
-The scale is estimated from the draws of all chains, so that eight chains learn a covariance from an eighth of the moves
-that one would need; windows double until the chains agree. It serves every kernel that has an
+The scale is estimated from the draws of all chains and the gradients there, so that eight chains learn a covariance
+from an eighth of the moves that one would need; windows grow until the chains agree. It serves every kernel that has an
 `inverse_mass_matrix`, MALA included, which BlackJAX has no warm-up for.
 """
 
@@ -28,15 +28,28 @@ AGREED = 1.2
 """R-hat of every dimension and of the log density at which chains are taken to have come home."""
 MAX_DENSE = 100
 """Dimensions up to which a scale is dense by default."""
+FIRST_DOUBLINGS = 3
+"""Doublings of NUTS before there is a scale, where long trajectories are dear and the gradients teach more."""
+LOST = 2
+"""The window after which chains that are not at home yet start over from where they are, without a scale."""
 
 
 class _Stage(NamedTuple):
-    """Rounds of moves: draws (chain, move, dim + 1), the log density last, what they cost, and where they end."""
+    """Rounds of moves: where they end, draws and gradients (chain, move, dim), log densities, and what they cost."""
 
     position: Tree
     averaging: Any
     draws: np.ndarray
+    slopes: np.ndarray
+    logdensity: np.ndarray
     num_gradients: int
+
+    @property
+    def r_hat(self) -> float:
+        """R-hat of the worst dim, of half chains, as chains on their way together are not home; or of log densities."""
+        half = self.draws.shape[1] // 2
+        halves = np.concatenate([self.draws[:, :half], self.draws[:, half:]])
+        return max(plain_r_hat(halves).max(), plain_r_hat(self.logdensity[..., None])[0])
 
 
 def warm_up(
@@ -51,12 +64,12 @@ def warm_up(
 ) -> Tuned:
     """Fit the step size and scale of an adjusted kernel over the chains in `position`, leading axis [chain].
 
-    Windows of moves, each twice as long as the one before: the draws of a window, all chains together, give the next
-    scale (Hoffman and Gelman 2014, with Stan's shrinkage), while dual averaging (Nesterov 2009) fits a step size to
-    every chain, since one that starts far away needs a smaller one to come home. Until R-hat of a window says that
-    the chains are home, kernels with a scale are led there by NUTS. The third window that is at home, or the
-    `max_windows`-th (6, for more than 16 chains 9), is the last; then one step size is fitted to the acceptance pooled
-    over chains.
+    Windows of moves, longer and longer: the draws and gradients of a window, all chains together, give the next scale,
+    that of least Fisher divergence (Seyboldt, Carlson and Carpenter 2026), while dual averaging (Nesterov 2009) fits a
+    step size to every chain, since one that starts far away needs a smaller one to come home, and to all of them
+    together once R-hat of a window says that they are there. Kernels with a scale are led there by NUTS, at first on
+    short trajectories; if chains are not there after three windows, on long ones without a scale. The second window at
+    home, or the `max_windows`-th (8, for more than 16 chains 13), is the last; then the step size is fitted once more.
     scale: "diagonal", "dense", "auto" (dense up to 100 dimensions) or None, which keeps the kernel's.
     target_acceptance: by default 0.574 for MALA, 0.4 for Barker, 0.234 for a random walk, 0.8 otherwise.
     Raises ValueError for kernels without an accept step or a step size, and where no move is accepted at any.
@@ -76,34 +89,37 @@ def warm_up(
     if scale is not None and kernel.keywords["inverse_mass_matrix"] is None:  # type: ignore[attr-defined]
         kernel = with_settings(kernel, inverse_mass_matrix=jnp.eye(dim) if scale == "dense" else jnp.ones(dim))
     rate = TARGETS.get(name_of(kernel), 0.8) if target_acceptance is None else target_acceptance
-    moves, length, most = (5, 10, 6) if num_chains <= 16 else (2, 4, 9)
+    moves, rounds, most = (5, 10, 8) if num_chains <= 16 else (2, 5, 13)
     max_windows = most if max_windows is None else max_windows
-    leading = scale is not None and name_of(kernel) != "nuts"
-    moved = nuts(0.1, kernel.keywords["inverse_mass_matrix"]) if leading else kernel  # type: ignore[attr-defined]
+    guide = kernel
+    if scale is not None and name_of(kernel) != "nuts":
+        guide = nuts(0.1, kernel.keywords["inverse_mass_matrix"])  # type: ignore[attr-defined]
+    moved = guide if scale is None else _brief(guide)
     init, update, final = dual_averaging_adaptation(rate)
     averaging = jax.vmap(init)(jnp.full(num_chains, step_size(moved), dtype=float))
     begin = functools.partial(_stage, update=update, logdensity=logdensity, moves=moves)
-    stage = begin(jax.random.fold_in(key, 0), moved, position, averaging, 2 * length)
-    spent, at_home = stage.num_gradients + start_cost(begun) * num_chains, 0
-    for window in range(1, max_windows + 1):
-        stage = begin(jax.random.fold_in(key, window), moved, stage.position, stage.averaging, length)
-        spent += stage.num_gradients
-        settled = plain_r_hat(stage.draws).max() < AGREED
+    spent, at_home = start_cost(begun) * num_chains, 0
+    for window in range(max_windows):
+        stage = begin(jax.random.fold_in(key, window), moved, position, averaging, rounds * 2 ** (window // 2))
+        position, spent, home = stage.position, spent + stage.num_gradients, stage.r_hat < AGREED
+        at_home += home
+        if scale is not None and not at_home and window == LOST < max_windows - 1:
+            moved, averaging = guide, jax.vmap(init)(jnp.full(num_chains, step_size(guide), dtype=float))
+            continue
         steps = jnp.exp(stage.averaging.log_step_size_avg)
-        points = stage.draws[..., :-1].reshape(-1, dim)
-        if scale is not None and len(points) >= 2 * dim:
-            moved = with_settings(moved, inverse_mass_matrix=_estimate(points, scale))
-        if leading and settled or leading and window == max_windows - 3:
-            # MALA's step is half the square of the leapfrog's.
-            kernel = with_settings(kernel, inverse_mass_matrix=moved.keywords["inverse_mass_matrix"])  # type: ignore[attr-defined]
-            moved, leading = kernel, False
-            steps = steps**2 / 2 if name_of(kernel) == "mala" else steps
-        stage = stage._replace(averaging=jax.vmap(init)(steps))
-        at_home, length = at_home + settled, 2 * length
-        if at_home >= 3:
+        if scale is not None:
+            inverse_mass_matrix, ratio = _rescale(moved.keywords["inverse_mass_matrix"], stage)  # type: ignore[attr-defined]
+            if guide is not kernel and (home or window >= max_windows - 4):
+                guide = kernel
+                # MALA's step is half the square of the leapfrog's.
+                steps = steps**2 / 2 if name_of(kernel) == "mala" else steps
+            moved = with_settings(guide if window or home else _brief(guide), inverse_mass_matrix=inverse_mass_matrix)
+            steps = steps * (ratio**2 if name_of(moved) == "mala" else ratio)
+        averaging = _resume(init(jnp.median(steps)) if home else jax.vmap(init)(jnp.broadcast_to(steps, (num_chains,))))
+        if at_home >= 2:
             break
-    stage = stage._replace(averaging=init(jnp.median(jnp.exp(stage.averaging.log_step_size))))
-    stage = begin(jax.random.fold_in(key, max_windows + 1), moved, stage.position, stage.averaging, 20)
+    averaging = _resume(init(jnp.median(jnp.exp(averaging.log_step_size))))
+    stage = begin(jax.random.fold_in(key, max_windows), moved, position, averaging, 10)
     step = float(final(stage.averaging))
     if not step > 1e-12:
         raise ValueError(
@@ -125,29 +141,31 @@ def _stage(
     moves: int,
 ) -> _Stage:
     """Move all chains `num_rounds` times `moves` transitions, averaging step sizes per chain or, if scalar, pooled."""
-    draws, spent = [], 0
+    rounds, spent = [], 0
     for i in range(num_rounds):
         steps = jnp.broadcast_to(jnp.exp(averaging.log_step_size), (count_chains(position),))
         out = _round(jax.random.fold_in(key, i), kernel, logdensity, position, steps, moves)
         position, drawn, acceptance, gradients = out
+        drawn = jax.tree.map(np.asarray, drawn)
         single = averaging.log_step_size.ndim == 0
         averaging = update(averaging, jnp.mean(acceptance)) if single else jax.vmap(update)(averaging, acceptance)
-        farthest = np.abs(drawn[:, -1, :-1]).max(axis=1)
+        farthest = np.abs(drawn[0][:, -1]).max(axis=1)
         if not farthest.max() < RUNAWAY:
             raise ValueError(
-                f"chain {int(jnp.argmax(farthest))} went as far as {farthest.max():.2g} during warm-up: the energy "
+                f"chain {int(np.argmax(farthest))} went as far as {farthest.max():.2g} during warm-up: the energy "
                 "falls without bound on the way; check its sign, and that it rises in every direction"
             )
-        draws.append(np.asarray(drawn, np.float64))
+        rounds.append(drawn)
         spent += int(gradients)
-    return _Stage(position, averaging, np.concatenate(draws, axis=1), spent)
+    drawn = (np.concatenate(parts, axis=1, dtype=np.float64) for parts in zip(*rounds, strict=True))
+    return _Stage(position, averaging, *drawn, num_gradients=spent)
 
 
 @functools.partial(jax.jit, static_argnames="moves")
 def _round(
     key: Key, kernel: Kernel, logdensity: LogDensity, position: Tree, steps: Array, moves: int
-) -> tuple[Tree, Array, Array, Array]:
-    """Return positions, draws (chain, move, dim + 1), the log density last, acceptance (chain,), gradients spent."""
+) -> tuple[Tree, tuple[Array, Array, Array], Array, Array]:
+    """Return positions, draws with gradients and log densities, acceptance (chain,) and gradients spent."""
 
     def one(key: Key, x: Tree, step: Array) -> Any:
         algorithm = bind(with_settings(kernel, step_size=step), logdensity)
@@ -155,7 +173,8 @@ def _round(
 
         def move(state: Any, key: Key) -> Any:
             state, stats = algorithm.step(key, state)
-            return state, (jnp.append(ravel_pytree(state.position)[0], state.logdensity), stats)
+            slope = ravel_pytree(getattr(state, "logdensity_grad", ()))[0]
+            return state, ((ravel_pytree(state.position)[0], slope, state.logdensity), stats)
 
         return *scan_keys(move, state, step_keys(key, moves)), start_cost(state)
 
@@ -165,10 +184,57 @@ def _round(
     return state.position, draws, jnp.mean(stats.acceptance_rate, axis=1), gradients
 
 
-def _estimate(draws: np.ndarray, scale: str) -> Array:
-    """Return the (co)variance of draws (n, d), shrunk a little towards 1e-3 as Stan's is."""
-    n, dim = draws.shape
-    weight = n / (n + 5)
-    spread = draws.var(axis=0) if scale == "diagonal" else np.cov(draws.T, ddof=0).reshape(dim, dim)
-    floor = 1e-3 * (1 - weight) * (np.ones(dim) if scale == "diagonal" else np.eye(dim))
-    return jnp.asarray(weight * spread + floor, dtype=float)
+def _brief(kernel: Kernel) -> Kernel:
+    """Return NUTS at the step size and scale of `kernel`, NUTS too, with short trajectories."""
+    return nuts(step_size(kernel), kernel.keywords["inverse_mass_matrix"], max_num_doublings=FIRST_DOUBLINGS)  # type: ignore[attr-defined]
+
+
+def _resume(averaging: Any) -> Any:
+    """Return dual averaging that leans to the step it starts from, not to ten times it as from a first, small guess."""
+    return averaging._replace(mu=averaging.log_step_size)
+
+
+def _rescale(inverse_mass_matrix: Array, stage: _Stage) -> tuple[Array, float]:
+    """Return the scale of the same shape that fits a stage, and the ratio of leapfrog steps it allows.
+
+    Draws less dense than all of the second half were on their way, and say little of where the chains are now. Twice as
+    many points as dimensions are the least that say anything; until then the scale stays as it is.
+    """
+    arrived = stage.logdensity >= stage.logdensity[:, stage.logdensity.shape[1] // 2 :].min()
+    usable = arrived & np.isfinite(stage.slopes).all(axis=2)
+    x, slope = stage.draws[usable], stage.slopes[usable]
+    if len(x) < 2 * x.shape[1]:
+        return inverse_mass_matrix, 1.0
+    fitted = _estimate(x, slope, dense=inverse_mass_matrix.ndim == 2)
+    before, after = (_stiffness(slope, np.asarray(scale, float)) for scale in (inverse_mass_matrix, fitted))
+    return jnp.asarray(fitted, dtype=float), before / after
+
+
+def _estimate(x: np.ndarray, slope: np.ndarray, dense: bool) -> np.ndarray:
+    """Return the scale M with M cov(slope) M = cov(x), from draws and gradients of the log density there, each (n, d).
+
+    It is the scale of least Fisher divergence, and the covariance of a Gaussian wherever the draws come from, as its
+    gradients are linear: chains on their way home learn it already. Both correlations are shrunk a little.
+    """
+    n, dim = x.shape
+    spread, steep = x.std(axis=0), slope.std(axis=0)
+    known = (spread > 0) & (steep > 0)
+    spread, steep = np.where(known, spread, 1), np.where(known, steep, 1)
+    if not dense:
+        return spread / steep
+    unit = np.sqrt(spread / steep)
+    floor = 1e-3 * 5 / (n + 5) * np.diag(spread * steep)
+    spreads, steeps = (np.cov(v.T, ddof=0).reshape(dim, dim) + floor for v in (x / unit, slope * unit))
+    root = np.linalg.cholesky(steeps)
+    values, vectors = np.linalg.eigh(root.T @ spreads @ root)
+    half = np.linalg.solve(root.T, vectors) * np.maximum(values, 0) ** 0.25 * unit[:, None]
+    return half @ half.T
+
+
+def _stiffness(slope: np.ndarray, scale: np.ndarray) -> float:
+    """Return the largest frequency (1 / time) of a leapfrog in a scale, from gradients (n, d)."""
+    if scale.ndim == 1:
+        most = (scale * slope.var(axis=0)).max()
+    else:
+        most = np.abs(np.linalg.eigvals(scale @ np.cov(slope.T, ddof=0).reshape(scale.shape))).max()
+    return float(np.sqrt(max(most, np.finfo(float).tiny)))
