@@ -49,11 +49,13 @@ def suspect_dims(draws: np.ndarray, num: int = 1) -> np.ndarray:
 
     Of the draws and of their distances from the median, both bounded by v / (1 + |v|) so that tails count no more than
     in ranks: the `num` dims whose half chains differ most, and the `num` whose batch means, a tenth of a chain each,
-    vary most. One pass over the draws, where ranks sort every dim twice. All dims where they or the draws are few.
+    vary most. One pass over 250 draws or more of each chain, where ranks sort every dim twice: what that misses has
+    forgotten itself after a few draws. All dims where they or the draws are few.
     """
+    if draws.shape[2] <= 4 * num or draws.shape[1] < 20:
+        return np.arange(draws.shape[2])
+    draws = draws[:, :: max(draws.shape[1] // 250, 1)]
     chains, length, dims = draws.shape
-    if dims <= 4 * num or length < 20:
-        return np.arange(dims)
     some = draws[:, :: max(length // 50, 1)].reshape(-1, dims)
     middle = np.median(some, axis=0)
     width = np.median(np.abs(some - middle), axis=0)

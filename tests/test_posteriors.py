@@ -59,6 +59,14 @@ def test_the_centred_eight_schools_is_not_believed(kernel, seed):
     assert found.verdict != "healthy"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["auto", ef.nuts(0.1)])
+def test_tuning_costs_less_than_a_tenth_of_what_it_tunes(kernel):
+    found = ef.run(0, posteriors.sonar_target(), kernel, chains=64, draws=1000)
+    assert found.verdict == "healthy"
+    assert found.warmup_gradients < 0.1 * np.sum(found.trace.stats.num_gradients, dtype=np.int64)
+
+
 def holds(result, truth, gap, error=0.0):
     assert result.lower - 4 * error <= truth <= result.upper + 4 * error, str(result)
     assert result.verdict == "approximate" and result.gap < gap, str(result)

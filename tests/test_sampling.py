@@ -10,7 +10,7 @@ import pytest
 from jax.tree_util import Partial
 
 import energyflow as ef
-from energyflow.warmup import warm_up
+from energyflow.warmup import _estimate, warm_up
 
 pytestmark = [
     pytest.mark.lenient("numpyro_models"),
@@ -46,6 +46,31 @@ def test_warm_up_reaches_its_acceptance_on_scales_that_differ_by_1e4(name, key):
     trace = ef.sample_chains(jax.random.clone(draw_key), tuned.kernel, ef.logdensity(badly_scaled), tuned.position, 300)
     assert abs(trace.stats.acceptance_rate.mean() - target) < tolerance
     assert ef.check(trace).verdict == "healthy"
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_the_scale_of_a_gaussian_is_learnt_far_from_it(dense):
+    """Gradients are linear there, so any points tell the covariance, up to a shrinkage of 5e-3 / n; draws alone do not."""
+    rng = np.random.default_rng(0)
+    root = np.diag(SCALES) @ (rng.normal(size=(3, 3)) if dense else np.eye(3))
+    covariance = root @ root.T
+    x = 1e3 * SCALES + SCALES * rng.gamma(1.0, size=(200, 3))
+    found = _estimate(x, -x @ np.linalg.inv(covariance), dense=dense)
+    np.testing.assert_allclose(found, covariance if dense else np.diag(covariance), rtol=2e-3)
+    assert np.abs(np.log(x.var(axis=0) / np.diag(covariance))).max() > (0.4 if dense else -1)
+
+
+def test_warm_up_brings_home_chains_that_start_where_gradients_are_huge(key):
+    """Incomes of a thousand people, their mean and spread started near 0 and 1: gradients of 1e9 on the way."""
+    income = 5e4 + 1e3 * np.random.default_rng(0).normal(size=1000).astype(np.float32)
+
+    def energy(x):
+        return 0.5 * jnp.sum(((income - x[0]) / jnp.exp(x[1])) ** 2) + 1000 * x[1]
+
+    tuned = warm_up(key, ef.nuts(0.1), ef.logdensity(energy), jax.random.uniform(jax.random.key(1), (8, 2)) * 4 - 2)
+    spread = np.sqrt(np.diag(tuned.kernel.keywords["inverse_mass_matrix"]))
+    np.testing.assert_allclose(spread, [1e3 / np.sqrt(1000), 1 / np.sqrt(2000)], rtol=0.1)
+    assert np.abs(np.asarray(tuned.position)[:, 0] - income.mean()).max() < 6 * spread[0]
 
 
 def test_warm_up_without_a_scale_tunes_the_step_alone(key):
