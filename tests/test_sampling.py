@@ -50,7 +50,7 @@ def test_warm_up_reaches_its_acceptance_on_scales_that_differ_by_1e4(name, key):
 
 @pytest.mark.parametrize("dense", [True, False])
 def test_the_scale_of_a_gaussian_is_learnt_far_from_it(dense):
-    """Gradients are linear there, so any points tell the covariance, up to a shrinkage of 5e-3 / n; draws alone do not."""
+    """Gradients are linear there, so any points tell the covariance, up to a shrinkage; draws alone do not."""
     rng = np.random.default_rng(0)
     root = np.diag(SCALES) @ (rng.normal(size=(3, 3)) if dense else np.eye(3))
     covariance = root @ root.T
