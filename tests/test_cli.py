@@ -24,7 +24,7 @@ from energyflow.spec import Activation, Phase, Sampler, Spec
 pytestmark = tiny.LENIENT
 
 UNADJUSTED = {"ula", "sgld", "mclmc"}
-DEAR = {"nuts", "dynamic-hmc", "adjusted-mclmc", "slice", "sgld"}  # seconds of compilation each
+QUICK = {"mala", "hmc", "barker", "ula"}  # the others take seconds of compilation each, and train in test_training.py
 MARKS = [pytest.mark.slow, pytest.mark.blackjax_promotes("nuts", "dynamic_hmc")]
 
 
@@ -300,7 +300,7 @@ def gain(data, seed, folder, *words):
 
 
 @pytest.mark.usefixtures("quickly")
-@pytest.mark.parametrize("name", [pytest.param(n, marks=MARKS if n in DEAR else []) for n in SAMPLERS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else MARKS) for n in SAMPLERS])
 def test_every_sampler_is_one_flag_and_trains(name, data, tmp_path, seed):
     """Two groups six standard deviations apart: training starts from a Gaussian 0.5 nats a row below their density."""
     better, metrics = gain(data, seed, tmp_path / "run", "--sampler", name)
@@ -311,7 +311,9 @@ def test_every_sampler_is_one_flag_and_trains(name, data, tmp_path, seed):
 
 
 @pytest.mark.usefixtures("quickly")
-@pytest.mark.parametrize("name", [name for name in get_args(Phase) if name != "pcd"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n != "replay" else []) for n in get_args(Phase) if n != "pcd"]
+)
 def test_every_negative_phase_is_one_flag_and_trains(name, data, tmp_path, seed):
     better, _ = gain(data, seed, tmp_path / "run", "--negatives", name)
     assert better > 0.2

@@ -71,7 +71,7 @@ def test_the_likelihood_of_a_boltzmann_machine_is_known_exactly(tmp_path):
     assert number(r"PCD-1 +#", text) > number(r"no weights +#", text) + 3
 
 
-@pytest.mark.parametrize("sampler", ["mala", "barker"])
+@pytest.mark.parametrize("sampler", ["mala", pytest.param("barker", marks=pytest.mark.slow)])
 def test_the_density_approaches_the_data_with_any_sampler(sampler, tmp_path):
     text = run("train_2d", tmp_path, sampler, "--steps", "300")
     # The best single Gaussian is log(2 pi e 0.5225) - log(8 * 2 pi e 0.0225) = 1.07 nats away, the start 4.7.

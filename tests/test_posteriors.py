@@ -1,5 +1,6 @@
 """Published posteriors: draws of every kernel agree with the reference, and brackets hold the evidence."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,6 +11,13 @@ pytestmark = [pytest.mark.lenient("numpyro", "numpyro_models"), pytest.mark.blac
 NAMES = [name for name in posteriors.PUBLISHED if name != "eight_schools_centered"]
 # Kernel, chains, transitions per draw. MALA moves little in one transition.
 KERNELS = {"nuts": ("auto", 8, 1), "hmc": ("auto", 32, 1), "mala": (ef.mala(0.01), 32, 4)}
+
+
+@pytest.fixture(autouse=True)
+def forget_every_model():
+    """A model's programs hold about a thousand memory maps, and there are fifty models here."""
+    yield
+    jax.clear_caches()
 
 
 def z_scores(parameters, reference):

@@ -1,6 +1,7 @@
 """Run folders: what a run leaves is complete and true; a run stopped in any way is the run that was not."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -298,7 +299,10 @@ def test_a_run_stopped_by_signals_and_resumed_is_bitwise_the_run_that_was_not(wh
     assert steps_of(folder) == sorted(set(steps_of(folder)))
 
 
-def test_a_second_control_c_interrupts_at_once(data, tmp_path, seed, monkeypatch):
+def test_a_second_control_c_interrupts_at_once(data, tmp_path, seed, monkeypatch, request):
+    # A shell ignores the signal in what it starts in the background.
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     stop_after(monkeypatch, 2, signal.SIGINT, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         start_run(Spec(str(data), seed=seed, **STOPPED), tmp_path / "run", progress=False)

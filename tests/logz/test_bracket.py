@@ -45,7 +45,7 @@ def assert_holds(name, key, seeds):
 
 
 @pytest.mark.lenient("numpyro")
-@pytest.mark.parametrize("name", ["four_wells", "banana", "gauss_d10_kappa10000", "many_well_32"])
+@pytest.mark.parametrize("name", ["four_wells", "banana"])
 def test_bracket_holds_the_truth(name, key):
     assert_holds(name, key, range(3))
 

@@ -50,7 +50,7 @@ def z_of(result, exact):
     ("name", "mode"),
     [
         ("gaussian", "adaptive"),
-        ("mixture", "persistent"),
+        pytest.param("mixture", "persistent", marks=pytest.mark.slow),
         pytest.param("mixture", "adaptive", marks=pytest.mark.slow),
         pytest.param("gaussian", "persistent", marks=pytest.mark.slow),
     ],
@@ -138,6 +138,7 @@ def bent(x):
     return (x[0] ** 2 - 2.0) ** 2 / 2 + (x[1] - 0.5 * x[0] ** 2) ** 2 + 0.3 * x[0]
 
 
+@pytest.mark.slow
 def test_three_ways_agree(key):
     """Z4: SMC, the bracket and quadrature within .05; quadrature is exact to 1e-6, .05 is 4.5 errors of a gap."""
     base = dist.Normal(jnp.zeros(2), 2.5 * jnp.ones(2)).to_event(1)
