@@ -55,6 +55,24 @@ def test_the_evidence_of_a_conjugate_model_is_bracketed_from_its_prior(key):
     assert result.verdict == "approximate" and "approximate upper" in str(result) and "upper bound" not in str(result)
 
 
+COUNTS = np.array([3, 0, 7, 2, 5, 1, 4, 4, 6, 2])
+
+
+def gamma_poisson(counts):
+    rate = numpyro.sample("rate", dist.Gamma(3.0, 1.5))
+    numpyro.sample("y", dist.Poisson(rate).expand([len(counts)]).to_event(1), obs=counts)
+
+
+@pytest.mark.slow
+def test_the_evidence_of_counts_is_bracketed(key):
+    total, num = COUNTS.sum(), len(COUNTS)
+    exact = 3 * np.log(1.5) - gammaln(3) + gammaln(3 + total) - (3 + total) * np.log(1.5 + num)
+    exact -= gammaln(COUNTS + 1).sum()
+    assert exact == pytest.approx(-23.549963429654202)
+    result = ef.log_z(key, ef.from_numpyro(gamma_poisson, COUNTS))
+    assert result.lower <= exact <= result.upper and result.gap < 0.2 and result.verdict == "approximate"
+
+
 @pytest.fixture(scope="module")
 def vague():
     """A regression whose prior is 200 times as wide as its posterior."""
