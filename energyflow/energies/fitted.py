@@ -73,7 +73,8 @@ def gaussian_base(draws: Tree, inflate: float | None = None) -> GaussianBase:
     if not np.diag(factor).all():
         raise ValueError("the draws do not vary in some direction, so no Gaussian has their covariance")
     like = jax.tree.map(lambda x: jnp.zeros_like(jnp.asarray(x)[0]), draws)
-    return GaussianBase(*(jnp.asarray(x, dtype=float) for x in (mean, factor, np.linalg.inv(factor))), like)
+    mean, factor, whiten = (jnp.asarray(x, dtype=float) for x in (mean, factor, np.linalg.inv(factor)))
+    return GaussianBase(mean, factor, whiten, like)
 
 
 def _kept_correlation(white: np.ndarray) -> float:
