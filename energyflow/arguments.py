@@ -65,9 +65,9 @@ class Logz:
     data: Path | None = None
     """For a model: a .npz file whose arrays are named as its parameters."""
     temperatures: int | None = None
-    """Annealing moves per direction; 5000, for a model 2000."""
+    """Annealing moves per direction; 5000, for a model what a trial asks for, or 2000 where chains are given."""
     chains: int | None = None
-    """Chains per direction; 512, for a model 128."""
+    """Chains per direction; 512, for a model what the budget allows, or 128 where temperatures are given."""
     seed: int = 1
 
 

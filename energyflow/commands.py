@@ -74,9 +74,12 @@ def _(chosen: args.Sample) -> int:
 @_run.register
 def _(chosen: args.Logz) -> int:
     if ":" in chosen.target and not Path(chosen.target).is_dir():
-        num_chains, moves = chosen.chains or 128, chosen.temperatures or 2000
         target = read_model(chosen.target, chosen.data)
-        result: Any = log_z(chosen.seed, target, budget=2 * moves * num_chains, num_chains=num_chains)
+        if chosen.chains is None and chosen.temperatures is None:
+            result: Any = log_z(chosen.seed, target)
+        else:
+            num_chains, moves = chosen.chains or 128, chosen.temperatures or 2000
+            result = log_z(chosen.seed, target, budget=2 * moves * num_chains, num_chains=num_chains)
     else:
         done = load_run(Path(chosen.target))
         moves, num_chains = chosen.temperatures or 5000, chosen.chains or 512

@@ -1,7 +1,7 @@
 """Floor 8: the evidence of a model as a bracket, with what supports each side, and models compared by it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,22 +13,27 @@ from energyflow.diagnostics import Check
 from energyflow.energies.fitted import GaussianBase, gaussian_base
 from energyflow.energy import as_energy
 from energyflow.kernels.continuous import mala
-from energyflow.logz.anneal import anneal_forward, anneal_reverse
-from energyflow.logz.bracket import bracket
-from energyflow.logz.path import Path, annealing_path
+from energyflow.logz.anneal import Annealed, anneal_forward, anneal_reverse
+from energyflow.logz.bracket import require_invariant
+from energyflow.logz.path import Path, annealing_path, pilot
 from energyflow.logz.result import LogZ, combine
 from energyflow.sampling import Sampled, run
-from energyflow.stats import log_mean_exp, pareto_k
+from energyflow.stats import effective_sample_size, log_mean_exp, pareto_k
 from energyflow.types import Kernel, Key, Tree, as_key
 from energyflow.warmup import MAX_DENSE
 
 GROUPS = 8
 MAX_K = 0.7
 """The Pareto shape over which a mean of weights cannot be believed (Vehtari et al. 2024)."""
-TRIAL = 10
-"""A base of the target's own is tried with a tenth of the moves."""
-HOPELESS = 0.5
-"""Variance of the log weights, in squared nats, predicted from the trial, over which a Gaussian is fitted instead."""
+BLOCK = 128
+"""Chains annealed at once: one program for every number of them."""
+MOVES = (10, 40, 160)
+"""Annealing moves that are tried; more than that are as many as the budget allows 128 chains in each direction."""
+TRIAL = 2
+"""Blocks of a trial."""
+EFFECTIVE = 0.4
+"""Share of a trial's chains that must be effective. Where chains mix at once, the error at equal gradients is then at
+most 1.3 times that of many moves; where they mix slowly, fewer moves and more chains do better by far."""
 
 
 class Evidence(NamedTuple):
@@ -66,28 +71,25 @@ class Evidence(NamedTuple):
         The path, its temperatures and its steps stay as they are, so old and new chains count alike.
         """
         first, setup = self.bracket, self.setup
-        num = max(1, round((factor - 1) * len(first.forward)))
-        base_key, forward_key, end_key, reverse_key = jax.random.split(as_key(key), 4)
-        path, kernel, betas, steps = setup.path, setup.kernel, first.betas, first.steps
-        forward = anneal_forward(forward_key, path, kernel, betas, steps, path.base.sample(base_key, (num,)))
-        rows = jax.random.choice(end_key, count_chains(setup.ends), (num,), replace=num > count_chains(setup.ends))
-        ends = jax.tree.map(lambda x: x[rows], setup.ends)
-        back = anneal_reverse(reverse_key, path, kernel, betas, steps, ends)
-        join = lambda old, new: jax.tree.map(lambda a, b: np.concatenate([a, b]), old, new)  # noqa: E731
+        forward_key, end_key, reverse_key = jax.random.split(as_key(key), 3)
+        up, down = (max(1, round((factor - 1) * len(values))) for values in (first.forward, first.reverse))
+        forward, back = _up(forward_key, setup, up), _down(reverse_key, setup, _some(end_key, setup.ends, down))
         both = combine(
             np.append(first.forward, forward.log_weights),
             np.append(first.reverse, -back.log_weights),
             first.provenance,
             num_gradients=self.num_gradients + forward.num_gradients + back.num_gradients,
-            position=join(first.position, forward.position),
-            betas=betas,
+            position=_joined([first.position, forward.position]),
+            betas=setup.betas,
             acceptance=first.acceptance,
-            steps=steps,
+            steps=setup.steps,
         )
-        return _evidence(both, self.base, self.check, setup, 0)
+        return _evidence(both, self.check, setup)
 
     def __str__(self) -> str:
-        support = "exact draws" if self.check is None else f"{self.setup.num_draws} draws ({self.check.verdict})"
+        support = (
+            "exact draws" if self.check is None else f"{count_chains(self.setup.ends)} draws ({self.check.verdict})"
+        )
         side = "upper bound" if self.bracket.provenance == "exact" else "approximate upper"
         return (
             f"log Z = {self.log_z:.3f} +- {max(self.stderr, self.group_stderr):.3f} ({self.verdict})\n"
@@ -99,10 +101,14 @@ class Evidence(NamedTuple):
 
 
 class _Setup(NamedTuple):
+    """What all chains of an estimate share. ends: draws of the target that reverse chains may start at."""
+
+    base: str
     path: Path
     kernel: Kernel
+    betas: np.ndarray
+    steps: np.ndarray | None
     ends: Tree
-    num_draws: int
 
 
 def log_z(
@@ -110,9 +116,9 @@ def log_z(
     target: Any,
     base: Any = None,
     kernel: Kernel | None = None,
-    budget: int | None = None,
+    budget: int = 500_000,
     *,
-    num_chains: int = 128,
+    num_chains: int | None = None,
     exact: Tree = None,
     sampled: Sampled | None = None,
 ) -> Evidence:
@@ -120,58 +126,144 @@ def log_z(
 
     base: a normalised distribution to anneal from. By default the target's own (a prior, a tilt's base), or a Gaussian
     fitted to draws of the target and widened by a fifth, where there is none, where it cannot be sampled, or where a
-    trial predicts that the log weights from it would vary by more than 0.5 squared nats. kernel: reversible; by default
+    pilot finds it hopelessly wide: ten moves would not do even if they mixed at once. kernel: reversible; by default
     MALA with the covariance of the draws, their variances in more than 100 dimensions. The Gaussian is fitted to the
     first half of the draws, the reverse chains start at draws of the second. budget: energy gradients for the two
-    directions of annealing together, 500 000 by default. num_chains: chains in each direction. exact: exact draws of
-    the target; otherwise `sampled`, or `run(key, target)`, gives the ends that reverse chains start from: the upper
-    side is then approximate, and the check of those draws decides whether it is supported. Raises ValueError as `run`
-    and `bracket` do.
+    directions of annealing together. num_chains: in each direction. By default the moves are as few, ten or more, as
+    leave two fifths of a trial's chains effective; reverse chains are as many as the draws are worth, for up to half of
+    the budget, and forward chains take the rest. exact: exact draws of the target; otherwise `sampled`, or `run(key,
+    target)`, gives the ends that reverse chains start from: the upper side is then approximate, and the check of those
+    draws decides whether it is supported. Raises ValueError as `run` and `bracket` do.
     """
     target = as_energy(target)
-    draw_key, trial_key, end_key, bracket_key = jax.random.split(as_key(key), 4)
+    draw_key, plan_key, end_key, forward_key, reverse_key = jax.random.split(as_key(key), 5)
     spent, check = 0, None
     if exact is None:
         sampled = run(draw_key, target) if sampled is None else sampled
         spent = sampled.warmup_gradients + int(np.sum(sampled.trace.stats.num_gradients, dtype=np.int64))
-        draws, check = (
-            jax.tree.map(lambda x: jnp.asarray(x.reshape(-1, *x.shape[2:])), sampled.trace.position),
-            sampled.check,
-        )
+        draws, check = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), sampled.trace.position), sampled.check
     else:
-        draws = jax.tree.map(jnp.asarray, exact)
+        draws = exact
+    draws = jax.tree.map(jnp.asarray, draws)
     # A Gaussian fits the draws it was fitted to better than others, so reverse chains start at draws of other chains.
     half = count_chains(draws) // 2
-    fitted = gaussian_base(jax.tree.map(lambda x: x[:half], draws))
-    draws = jax.tree.map(lambda x: x[half:], draws)
+    fitted: Any = None
+    if base is None or kernel is None:
+        fitted = gaussian_base(jax.tree.map(lambda x: x[:half], draws))
+    ends = jax.tree.map(lambda x: x[half:], draws)
     moves: Kernel = _scaled_mala(fitted) if kernel is None else as_energy(kernel)
-    num_temperatures = max(20, (500_000 if budget is None else budget) // (2 * num_chains))
-    name = "base given"
+    own = getattr(target, "base", None) if base is None else base
+    bases = {} if own is None else {_name(target, base): own}
     if base is None:
-        base, name = getattr(target, "base", None), "prior" if hasattr(target, "constrain") else "base"
-        if base is not None:
-            short = max(10, num_temperatures // TRIAL)
-            trial = bracket(
-                trial_key, target, base, moves, num_temperatures=short, num_chains=num_chains, reverse=False
-            )
-            spent += trial.num_gradients
-            # The variance of log weights falls as one over the number of moves.
-            base = base if np.var(trial.forward) / TRIAL < HOPELESS else None
-        base, name = (fitted, "Gaussian fitted to draws") if base is None else (base, name)
-    rows = jax.random.permutation(end_key, count_chains(draws))[:num_chains]
-    ends = jax.tree.map(lambda x: x[rows], draws)
-    found = bracket(
-        bracket_key,
-        target,
-        base,
-        moves,
-        num_temperatures=num_temperatures,
-        num_chains=num_chains,
-        exact=None if exact is None else ends,
-        approximate=ends if exact is None else None,
+        bases["Gaussian fitted to draws"] = fitted
+    setup, cost = _planned(plan_key, target, bases, moves, ends, budget, num_chains)
+    each = len(setup.betas)
+    if num_chains is None:
+        worth = count_chains(ends) if check is None else max(BLOCK, int(check.numbers.get("ess", 0) / 2))
+        down = _whole(min(budget // (2 * each), worth, count_chains(ends)))
+        up = _whole(max(budget // each - down, 2))
+    else:
+        up, down = num_chains, min(num_chains, count_chains(ends))
+    forward, back = _up(forward_key, setup, up), _down(reverse_key, setup, _some(end_key, ends, down))
+    found = combine(
+        forward.log_weights,
+        -back.log_weights,
+        "exact" if check is None else "approximate",
+        num_gradients=spent + cost + forward.num_gradients + back.num_gradients,
+        position=forward.position,
+        betas=setup.betas,
+        acceptance=forward.acceptance,
+        steps=setup.steps,
     )
-    setup = _Setup(annealing_path(target, base), moves, draws, count_chains(draws))
-    return _evidence(found, name, check, setup, spent)
+    return _evidence(found, check, setup)
+
+
+def _name(target: Any, base: Any) -> str:
+    """Return what to call the base that is not fitted."""
+    if base is not None:
+        return "base given"
+    return "prior" if hasattr(target, "constrain") else "base"
+
+
+def _planned(
+    key: Key, target: Any, bases: dict[str, Any], kernel: Kernel, ends: Tree, budget: int, num_chains: int | None
+) -> tuple[_Setup, int]:
+    """Take the first base that is not hopeless, or the last, and as few moves as trials allow; return the cost too."""
+    pilot_key, *trial_keys = jax.random.split(key, 1 + len(MOVES))
+    spent = 0
+    for name in bases:
+        path = annealing_path(target, bases[name])
+        require_invariant(kernel, path, ends, reverse=True)
+        found = pilot(pilot_key, path, kernel, num_chains=32)
+        spent += found.num_gradients
+        if found.length**2 <= MOVES[0]:
+            break
+
+    def plan(num_moves: int) -> _Setup:
+        betas = found.schedule(num_moves)
+        return _Setup(name, path, kernel, betas, found.steps(betas), ends)
+
+    num_moves = max(MOVES[0], budget // (2 * num_chains) if num_chains else budget // (2 * BLOCK) - 1)
+    for trial_key, fewer in zip(trial_keys, MOVES if num_chains is None else (), strict=False):
+        if 10 * TRIAL * BLOCK * fewer > budget:
+            break
+        trial = _up(trial_key, plan(fewer), TRIAL * BLOCK)
+        spent += trial.num_gradients
+        if _share_effective(trial.log_weights) >= EFFECTIVE:
+            num_moves = fewer
+            break
+    return plan(num_moves), spent
+
+
+def _share_effective(log_weights: np.ndarray) -> float:
+    """Return the share of chains worth counting, as they are or as lognormal weights of the same quartiles would be."""
+    some = log_weights[np.isfinite(log_weights)]
+    if some.size == 0:
+        return 0.0
+    low, high = np.quantile(some, [0.25, 0.75])
+    lognormal = math.exp(-(((high - low) / 1.349) ** 2))
+    return min(effective_sample_size(log_weights), some.size * lognormal) / log_weights.size
+
+
+def _whole(num: int) -> int:
+    """Return a number of chains that fills its blocks."""
+    return num if num < BLOCK else num - num % BLOCK
+
+
+def _some(key: Key, ends: Tree, num: int) -> Tree:
+    rows = jax.random.choice(key, count_chains(ends), (num,), replace=num > count_chains(ends))
+    return jax.tree.map(lambda x: x[rows], ends)
+
+
+def _up(key: Key, setup: _Setup, num: int) -> Annealed:
+    """Anneal `num` chains from the base to the target."""
+    base_key, run_key = jax.random.split(key)
+    return _in_blocks(run_key, anneal_forward, setup, setup.path.base.sample(base_key, (num,)))
+
+
+def _down(key: Key, setup: _Setup, ends: Tree) -> Annealed:
+    """Anneal draws of the target to the base."""
+    return _in_blocks(key, anneal_reverse, setup, ends)
+
+
+def _in_blocks(key: Key, anneal: Callable[..., Annealed], setup: _Setup, position: Tree) -> Annealed:
+    starts = range(0, count_chains(position), BLOCK)
+    parts = [jax.tree.map(lambda x, i=i: x[i : i + BLOCK], position) for i in starts]
+    keys = jax.random.split(key, len(parts))
+    runs = [
+        anneal(key, setup.path, setup.kernel, setup.betas, setup.steps, part)
+        for key, part in zip(keys, parts, strict=True)
+    ]
+    return Annealed(
+        np.concatenate([run.log_weights for run in runs]),
+        _joined([run.position for run in runs]),
+        np.mean([run.acceptance for run in runs], axis=0),
+        sum(run.num_gradients for run in runs),
+    )
+
+
+def _joined(parts: list[Tree]) -> Tree:
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 
 def _scaled_mala(fitted: GaussianBase) -> Kernel:
@@ -179,7 +271,7 @@ def _scaled_mala(fitted: GaussianBase) -> Kernel:
     return mala(dim ** (-1 / 3), covariance if dim <= MAX_DENSE else jnp.diag(covariance))
 
 
-def _evidence(found: LogZ, base: str, check: Check | None, setup: _Setup, spent: int) -> Evidence:
+def _evidence(found: LogZ, check: Check | None, setup: _Setup) -> Evidence:
     k_hat = pareto_k(found.forward)
     groups = [log_mean_exp(group).value for group in np.array_split(found.forward, GROUPS)]
     group_stderr = float(np.std(groups, ddof=1) / math.sqrt(GROUPS))
@@ -189,7 +281,7 @@ def _evidence(found: LogZ, base: str, check: Check | None, setup: _Setup, spent:
     elif verdict != "unusable" and check is not None and check.verdict != "healthy":
         verdict = "unsupported"
     sides = found.log_z, found.lower, found.upper, found.stderr, group_stderr, found.ess, k_hat
-    return Evidence(*sides, found.num_gradients + spent, verdict, base, check, found, setup)
+    return Evidence(*sides, found.num_gradients, verdict, setup.base, check, found, setup)
 
 
 class Comparison(NamedTuple):

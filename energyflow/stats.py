@@ -17,11 +17,13 @@ class Estimate(NamedTuple):
 def log_mean_exp(log_weights: Any) -> Estimate:
     """Return log(mean(exp(w))) and its delta-method standard error, sd(e^w) / (mean(e^w) sqrt(n)).
 
-    log_weights: (n,). The error is itself unreliable when few weights dominate: read it beside
-    `effective_sample_size`.
+    log_weights: (n,), minus infinity for weights of zero; where all are, the value is so too and its error infinite.
+    The error is itself unreliable when few weights dominate: read it beside `effective_sample_size`.
     """
     w = np.asarray(log_weights, np.float64)
     value = np.logaddexp.reduce(w) - np.log(w.size)
+    if np.isneginf(value):
+        return Estimate(-np.inf, np.inf)
     relative = np.exp(w - value)
     stderr = relative.std(ddof=1) / np.sqrt(w.size) if w.size > 1 else np.inf
     return Estimate(float(value), float(stderr))
@@ -39,7 +41,7 @@ def bennett_acceptance_ratio(forward: Any, reverse: Any) -> Estimate:
     forward: (n,) log weights from the base, `log Z_0 + log w`. reverse: (m,) `log Z_0 - log w~` from the target; the
     reverse must mirror the forward order of weighting and moving. Solves
     `sum_i s(F_i - C - M) = sum_j s(C - R_j + M)` with M = log(n/m), s the logistic function. The standard error is
-    Shirts and Chodera's (2008), for independent chains.
+    Shirts and Chodera's (2008), for independent chains. Weights may be zero; nan where a direction has no other.
     """
     f, r = np.asarray(forward, np.float64), np.asarray(reverse, np.float64)
     shift = np.log(f.size / r.size)
@@ -47,7 +49,10 @@ def bennett_acceptance_ratio(forward: Any, reverse: Any) -> Estimate:
     def balance(c: float) -> float:
         return expit(f - c - shift).sum() - expit(c - r + shift).sum()
 
-    low, high = min(f.min(), r.min()) - 50.0, max(f.max(), r.max()) + 50.0
+    finite = np.concatenate([f[np.isfinite(f)], r[np.isfinite(r)]])
+    if not np.isfinite(f).any() or not np.isfinite(r).any():
+        return Estimate(np.nan, np.inf)
+    low, high = finite.min() - 50.0, finite.max() + 50.0
     c = brentq(balance, low, high, xtol=1e-10)
     assert isinstance(c, float)
     a, b = expit(f - c - shift), expit(c - r + shift)

@@ -93,7 +93,8 @@ def test_an_extended_estimate_keeps_its_chains_and_its_truth(vague, key):
     assert len(more.bracket.forward) == 3 * len(result.bracket.forward)
     np.testing.assert_array_equal(more.bracket.forward[: len(result.bracket.forward)], result.bracket.forward)
     assert more.lower <= exact <= more.upper and more.stderr < result.stderr
-    assert more.num_gradients > 2 * result.bracket.num_gradients
+    chains = len(result.bracket.forward) + len(result.bracket.reverse)
+    assert more.num_gradients - result.num_gradients == 2 * chains * len(result.bracket.betas)
     assert more.setup is result.setup
 
 

@@ -36,7 +36,11 @@ class _Total(NamedTuple):
     def add(self, x: Array) -> "_Total":
         y = x - self.lost
         value = self.value + y
-        return _Total(value, (value - self.value) - y)
+        # A start outside the target's support has weight zero for good.
+        return _Total(
+            jnp.where(self.value > -jnp.inf, value, -jnp.inf),
+            jnp.where(value > -jnp.inf, (value - self.value) - y, 0.0),
+        )
 
 
 def anneal_forward(

@@ -47,7 +47,7 @@ def ais(
     path, betas, kernel = annealing_path(target, base, order), _schedule(betas), as_energy(kernel)
     base_key, run_key = jax.random.split(key)
     position = path.base.sample(base_key, (num_chains,))
-    _require_invariant(kernel, path, position)
+    require_invariant(kernel, path, position)
     run = anneal_forward(run_key, path, kernel, betas, steps, position, unroll=unroll)
     return _result(run, None, "none", run.num_gradients, betas, steps)
 
@@ -71,7 +71,7 @@ def reverse_ais(
     """
     key = as_key(key)
     path, betas, kernel = annealing_path(target, base, order), _schedule(betas), as_energy(kernel)
-    _require_invariant(kernel, path, exact, reverse=True)
+    require_invariant(kernel, path, exact, reverse=True)
     run = anneal_reverse(key, path, kernel, betas, steps, exact, unroll=unroll)
     return _result(None, run, "exact", run.num_gradients, betas, steps)
 
@@ -111,7 +111,7 @@ def bracket(
     path = annealing_path(energy, base, order)
     chosen: Kernel = as_energy(_default_kernel(path.base) if kernel is None else kernel)
     position = path.base.sample(keys[0], (num_chains,))
-    _require_invariant(chosen, path, position, reverse=reverse)
+    require_invariant(chosen, path, position, reverse=reverse)
     steps, spent = None, 0
     if tune or isinstance(schedule, str) and schedule == "adaptive":
         found = pilot(keys[1], path, chosen, target_acceptance=target_acceptance)
@@ -198,7 +198,8 @@ def _schedule(betas: Any, num_temperatures: int = 0) -> np.ndarray:
     return checked_schedule(betas)
 
 
-def _require_invariant(kernel: Kernel, path: Path, position: Tree, reverse: bool = False) -> None:
+def require_invariant(kernel: Kernel, path: Path, position: Tree, reverse: bool = False) -> None:
+    """Raise ValueError where chains from `position`, leading axis [chain], could not be weighed along the path."""
     count_chains(position)
     require_floats(position)
     one = jax.tree.map(lambda x: x[0], position)

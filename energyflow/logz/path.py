@@ -117,6 +117,11 @@ class Pilot(NamedTuple):
     acceptance: np.ndarray
     num_gradients: int
 
+    @property
+    def length(self) -> float:
+        """The thermodynamic length L of the path: K moves that mix at once leave log weights a variance of L^2 / K."""
+        return float(np.trapezoid(self.spread, self.betas))
+
     def schedule(self, num_temperatures: int) -> np.ndarray:
         """Return inverse temperatures at equal steps of thermodynamic length, the integral of the spread.
 

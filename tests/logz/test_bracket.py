@@ -310,3 +310,16 @@ def test_adaptive_schedule_and_steps_follow_the_path(key):
     assert betas[0] == 0 and betas[-1] == 1 and (np.diff(betas) > 0).all()
     assert np.median(betas) < 0.2 and steps[0] > 10 * steps[-1]
     assert abs(found.acceptance[-1] - 0.6) < 0.1
+
+
+@pytest.mark.lenient("numpyro")
+def test_base_draws_outside_the_support_weigh_nothing(key):
+    """A Gaussian cut in half by a wall: half of the chains start where the target has no mass."""
+    half = lambda x: jnp.where(x[0] > 0, 0.5 * jnp.sum((x / 0.8) ** 2), jnp.inf)  # noqa: E731
+    exact = 0.8 * jax.random.normal(key, (512, 2))
+    exact = exact.at[:, 0].set(jnp.abs(exact[:, 0]))
+    base = dist.Normal(jnp.zeros(2), 1.0).to_event(1)
+    result = ef.bracket(1, half, base, ef.mala(0.5), num_temperatures=50, num_chains=512, exact=exact, tune=False)
+    truth = np.log(np.pi * 0.8**2)
+    assert abs(result.log_z - truth) < 4 * result.stderr and result.lower <= truth <= result.upper
+    assert 0.4 < np.isneginf(result.forward).mean() < 0.6

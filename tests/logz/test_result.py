@@ -84,3 +84,13 @@ def test_verdicts_in_order():
 def test_bits_per_dimension_of_a_uniform_model():
     """A uniform density over 2^b levels costs b bits a dimension: in [-1, 1]^d its log density is -d log 2."""
     assert ef.bits_per_dimension(-64 * np.log(2.0), 64, 2 / 16) == pytest.approx(4.0)
+
+
+def test_weights_that_are_all_zero_give_no_estimate_and_no_warning():
+    none, some = np.full(100, -np.inf), np.zeros(100)
+    assert log_mean_exp(none) == (-np.inf, np.inf)
+    for pair in ((none, some), (some, -none)):
+        estimate = bennett_acceptance_ratio(*pair)
+        assert np.isnan(estimate.value) and estimate.stderr == np.inf
+    half = np.where(np.arange(100) < 50, 0.0, -np.inf)
+    assert bennett_acceptance_ratio(half, some).value == pytest.approx(np.log(0.5), abs=1e-9)
