@@ -113,7 +113,14 @@ from .negatives import (
     short_run as short_run,
 )
 from .noise_levels import annealed_langevin as annealed_langevin
-from .objectives import contrastive as contrastive, stateless as stateless
+from .objectives import (
+    contrastive as contrastive,
+    denoising_score_matching as denoising_score_matching,
+    finite_difference_score_matching as finite_difference_score_matching,
+    score_matching as score_matching,
+    sliced_score_matching as sliced_score_matching,
+    stateless as stateless,
+)
 from .runs import load_run as load_run
 from .sampling import run as run
 from .stepsize import by_acceptance as by_acceptance, by_jump as by_jump
