@@ -5,14 +5,14 @@ with the 1/2 and summed over dimensions: of the data, or for `denoising_score_ma
 Score matching hardly sees the relative weights of modes that are far apart.
 """
 
-import functools
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jax.tree_util import Partial
+from jax.tree_util import Partial, register_dataclass
 
 from energyflow.chains import require_floats
 from energyflow.energy import as_energy, logdensity, require_density
@@ -52,8 +52,7 @@ def sliced_score_matching(
         raise ValueError(f'probe must be "rademacher", "gaussian" or "sphere"; got {probe!r}')
     if num_probes < 1:
         raise ValueError(f"num_probes must be at least 1; got {num_probes}")
-    loss = functools.partial(_sliced, probe, num_probes, variance_reduction)
-    return Objective(Partial(_require_curvature), Partial(loss))
+    return Objective(Partial(_require_curvature), Partial(_sliced, _Probes(probe, num_probes, variance_reduction)))
 
 
 def finite_difference_score_matching(step_size: float = 0.03) -> Objective:
@@ -97,11 +96,17 @@ def _exact(energy: Any, batch: Tree, key: Key, state: None) -> Any:
     return _value(0.5 * squares + traces, squares)
 
 
-def _sliced(
-    probe: Probe, num_probes: int, variance_reduction: bool, energy: Any, batch: Tree, key: Key, state: None
-) -> Any:
+@register_dataclass
+@dataclass(frozen=True)
+class _Probes:
+    law: Probe = field(metadata={"static": True})
+    num: int = field(metadata={"static": True})
+    variance_reduction: bool = field(metadata={"static": True})
+
+
+def _sliced(probes: _Probes, energy: Any, batch: Tree, key: Key, state: None) -> Any:
     points, score = _flat(energy, batch)
-    directions = _directions(key, probe, (num_probes, *points.shape), points.dtype)
+    directions = _directions(key, probes.law, (probes.num, *points.shape), points.dtype)
 
     def one(x: Array, v: Array) -> tuple[Array, Scalar]:
         s, turn = jax.jvp(score, (x,), (v,))
@@ -109,7 +114,7 @@ def _sliced(
 
     scores, curvatures = jax.vmap(jax.vmap(one), in_axes=(None, 0))(points, directions)
     squares = jnp.sum(scores**2, axis=-1)
-    norms = squares if variance_reduction else jnp.sum(scores * directions, axis=-1) ** 2
+    norms = squares if probes.variance_reduction else jnp.sum(scores * directions, axis=-1) ** 2
     return _value(0.5 * norms + curvatures, squares)
 
 
