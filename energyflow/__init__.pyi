@@ -59,6 +59,7 @@ from .energy import (
     kind as kind,
     landscape as landscape,
     logdensity as logdensity,
+    normalised as normalised,
     sum_energies as sum_energies,
     temperature as temperature,
     tempered as tempered,
@@ -114,9 +115,12 @@ from .negatives import (
 )
 from .noise_levels import annealed_langevin as annealed_langevin
 from .objectives import (
+    conditional_nce as conditional_nce,
     contrastive as contrastive,
     denoising_score_matching as denoising_score_matching,
     finite_difference_score_matching as finite_difference_score_matching,
+    nce as nce,
+    ranking_nce as ranking_nce,
     score_matching as score_matching,
     sliced_score_matching as sliced_score_matching,
     stateless as stateless,

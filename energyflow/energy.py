@@ -187,6 +187,28 @@ def tilt(energy: Any, base: Any) -> Tilted:
     return Tilted(as_energy(energy), Frozen(base))
 
 
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Normalised:
+    """The energy `E(x)/T + log Z` with log Z a trained number, so that exp(-energy) may integrate to 1."""
+
+    energy: Any
+    log_z: Any
+
+    def __call__(self, x: Tree, *cond: Tree) -> Scalar:
+        return self.energy(x, *cond) / temperature(self.energy) + self.log_z
+
+
+def normalised(energy: Any, log_z: float = 0.0) -> Normalised:
+    """Return an energy whose log Z is trained with it, at temperature 1, for noise-contrastive estimation.
+
+    log_z: where it starts. An energy with an offset of its own (the bias of a network's last layer) holds log Z already
+    and cannot be told from it: leave one of them out. Nothing else trains it: likelihood and score ignore offsets.
+    """
+    require_density(energy, "a normaliser")
+    return Normalised(as_energy(energy), jnp.asarray(log_z, float))
+
+
 def partition(tree: Tree) -> tuple[Tree, Tree]:
     """Split into (trainable, rest): floating-point leaves outside `Frozen` nodes, and everything else.
 

@@ -1,6 +1,7 @@
 """Floor 5: training objectives, one file per family."""
 
 from energyflow.objectives.contrastive import contrastive
+from energyflow.objectives.nce import conditional_nce, nce, ranking_nce
 from energyflow.objectives.score import (
     denoising_score_matching,
     finite_difference_score_matching,
@@ -10,9 +11,12 @@ from energyflow.objectives.score import (
 from energyflow.objectives.stateless import stateless
 
 __all__ = [
+    "conditional_nce",
     "contrastive",
     "denoising_score_matching",
     "finite_difference_score_matching",
+    "nce",
+    "ranking_nce",
     "score_matching",
     "sliced_score_matching",
     "stateless",

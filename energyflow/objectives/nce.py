@@ -1,0 +1,158 @@
+"""Noise-contrastive estimation: an energy learned by telling data from noise, without a sampler.
+
+Noise is anything that draws and scores one point, `sample(key, shape)` and a normalised `log_prob(x)`: a NumPyro
+distribution, say. How hard it is to tell from the data decides what is learned: at an accuracy over 0.95 the noise is
+too easy, the loss is flat, and log Z comes out with a large error (Gutmann and Hyvarinen 2012; Lee et al. 2023).
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn import log_softmax, softplus
+from jax.tree_util import Partial, register_dataclass
+
+from energyflow.chains import count_chains, require_floats
+from energyflow.energy import as_energy, logdensity, require_density, require_one_point
+from energyflow.kernels.langevin import normal_like
+from energyflow.types import Array, Key, Objective, Scalar, Tree
+
+CHANCE = 2 * math.log(2)
+"""The conditional loss of an energy that cannot tell a row from its neighbour."""
+TRIES = 50
+"""Steps of the search for the first scale."""
+
+
+def nce(noise: Any, num_noise: int = 1) -> Objective:
+    """Return binary NCE, `mean softplus(-G(x)) + nu mean softplus(G(y))` (Gutmann and Hyvarinen 2010).
+
+    `G = log p - log q - log nu`, with p as if normalised: give a `normalised` energy, whose constant becomes log Z, or
+    let a network's own offset do so. noise: q, over one point. num_noise: nu, draws of it per row. Metrics:
+    `accuracy`, of telling one row from one draw (0.5 where q is the model); over 0.95 the noise is too easy.
+    Raises ValueError for fewer than one draw or a batch of distributions; refuses a landscape when training starts.
+    """
+    _check(noise, num_noise)
+    return Objective(Partial(_require_density), Partial(_binary, _Noise(noise, num_noise)))
+
+
+def ranking_nce(noise: Any, num_noise: int = 16) -> Objective:
+    """Return ranking NCE: which of K + 1 points is the row (Ma and Collins 2018)?
+
+    `-log softmax_0(a)`, `a_i = log p - log q` of the row and of K draws of its own. Its gradient is that of contrastive
+    divergence with self-normalised importance sampling that includes the row. An offset of the energy changes nothing:
+    no log Z comes of it. noise, num_noise: q and K. Metrics: `ess`, of the weights softmax(a), between 1 and K + 1, and
+    `weight_of_data`, that of the row (1 / (K + 1) where q is the model). Raises as `nce` does.
+    """
+    _check(noise, num_noise)
+    return Objective(Partial(_require_density), Partial(_ranking, _Noise(noise, num_noise)))
+
+
+def conditional_nce(num_noise: int = 10, *, scale: float | None = None) -> Objective:
+    """Return conditional NCE, `2 mean softplus(E(x) - E(y))` with `y = x + scale z` (Ceylan and Gutmann 2018).
+
+    No log Z, no density of noise. As `scale` goes to 0 the loss tends to score matching, and its gradient is always
+    twice that of contrastive divergence by one random-walk move with Barker's acceptance; both are blind to the weights
+    of modes further apart than `scale`. num_noise: draws per row. scale: None starts at half the spread of the data and
+    follows the energy, so that the loss stays between a half and nine tenths of 2 log 2, that of guessing. Metrics:
+    `scale`, `accuracy` of telling rows from their neighbours. Raises ValueError for fewer than one draw or a scale that
+    is not positive; refuses a landscape when training starts.
+    """
+    if num_noise < 1:
+        raise ValueError(f"num_noise must be at least 1; got {num_noise}")
+    if scale is not None and not scale > 0:
+        raise ValueError(f"scale must be positive; got {scale}")
+    start = Partial(_first_scale) if scale is None else Partial(_fixed_scale, scale)
+    factors = (1.02, 0.98) if scale is None else (1.0, 1.0)
+    return Objective(start, Partial(_conditional, _Noise(None, num_noise), factors))
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class _Noise:
+    law: Any
+    num: int = field(metadata={"static": True})
+
+    def draw(self, key: Key, batch: Tree) -> Tree:
+        """Return draws, leading axes [row, draw]."""
+        return jax.tree.map(jax.lax.stop_gradient, self.law.sample(key, (count_chains(batch), self.num)))
+
+
+def _log_ratio(noise: _Noise, energy: Any, x: Tree) -> Scalar:
+    return logdensity(energy)(x) - jax.lax.stop_gradient(noise.law).log_prob(x)
+
+
+def _binary(noise: _Noise, energy: Any, batch: Tree, key: Key, state: None) -> Any:
+    log_ratio = Partial(_log_ratio, noise, energy)
+    real = jax.vmap(log_ratio)(batch)
+    fake = jax.vmap(jax.vmap(log_ratio))(noise.draw(key, batch))
+    log_nu = math.log(noise.num)
+    loss = jnp.mean(softplus(log_nu - real)) + noise.num * jnp.mean(softplus(fake - log_nu))
+    accuracy = 0.5 * (_share(real > 0) + _share(fake < 0))
+    return loss, (state, {"accuracy": accuracy})
+
+
+def _ranking(noise: _Noise, energy: Any, batch: Tree, key: Key, state: None) -> Any:
+    log_ratio = Partial(_log_ratio, noise, energy)
+    real = jax.vmap(log_ratio)(batch)
+    fake = jax.vmap(jax.vmap(log_ratio))(noise.draw(key, batch))
+    log_weights = log_softmax(jnp.concatenate([real[:, None], fake], axis=1), axis=1)
+    weights = jnp.exp(log_weights)
+    metrics = {"ess": jnp.mean(1 / jnp.sum(weights**2, axis=1)), "weight_of_data": jnp.mean(weights[:, 0])}
+    return -jnp.mean(log_weights[:, 0]), (state, metrics)
+
+
+def _conditional(noise: _Noise, factors: tuple, energy: Any, batch: Tree, key: Key, scale: Array) -> Any:
+    loss, accuracy = _neighbours(noise.num, energy, batch, key, scale)
+    up, down = factors
+    guessing = jax.lax.stop_gradient(loss) / CHANCE
+    new = scale * jnp.where(guessing > 0.9, up, jnp.where(guessing < 0.5, down, 1.0))
+    return loss, (new, {"accuracy": accuracy, "scale": scale})
+
+
+def _neighbours(num: int, energy: Any, batch: Tree, key: Key, scale: Array) -> tuple[Scalar, Scalar]:
+    """Return the conditional loss and the share of neighbours that are less likely than their row."""
+    rows = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (len(x), num, *x.shape[1:])), batch)
+    near = jax.tree.map(lambda x, z: x + scale.astype(x.dtype) * z, rows, normal_like(key, rows))
+    density = logdensity(energy)
+    falls = jax.vmap(density)(batch)[:, None] - jax.vmap(jax.vmap(density))(near)
+    return 2 * jnp.mean(softplus(-falls)), _share(falls > 0)
+
+
+def _share(is_so: Array) -> Array:
+    return jnp.mean(is_so.astype(float))
+
+
+def _fixed_scale(scale: float, key: Key, energy: Any, batch: Tree) -> Array:
+    _require_density(key, energy, batch)
+    return jnp.asarray(scale, float)
+
+
+def _first_scale(key: Key, energy: Any, batch: Tree) -> Array:
+    """Return a scale at which the energy as it is tells rows from neighbours, but not without fail."""
+    _require_density(key, energy, batch)
+    spreads = jnp.stack([jnp.mean(jnp.std(x, axis=0)) for x in jax.tree.leaves(batch)])
+    first = 0.5 * jnp.mean(spreads)
+    loss = jax.jit(lambda key, scale: _neighbours(1, as_energy(energy), batch, key, scale)[0])
+    scale = first
+    for i in range(TRIES):
+        guessing = float(loss(jax.random.fold_in(key, i), scale)) / CHANCE
+        if 0.5 <= guessing <= 0.9 or not 1e-3 < float(scale / first) < 1e3:
+            break
+        scale = scale * (1.2 if guessing > 0.9 else 0.5)
+    return scale if 1e-3 < float(scale / first) < 1e3 else first
+
+
+def _check(noise: Any, num_noise: int) -> None:
+    if num_noise < 1:
+        raise ValueError(f"num_noise must be at least 1; got {num_noise}")
+    for name in ("sample", "log_prob"):
+        if not callable(getattr(noise, name, None)):
+            raise TypeError(f"noise must have sample(key, shape) and log_prob(x); got {type(noise).__name__}")
+    require_one_point(noise)
+
+
+def _require_density(key: Key, energy: Any, batch: Tree) -> None:
+    require_density(energy, "noise-contrastive estimation")
+    require_floats(batch)
