@@ -115,6 +115,7 @@ def main():
             ratio, low, high = bootstrap(errors[:, [i, 2]])
             compared = "" if i == 2 else f"{ratio:.3g}, {low:.2g} to {high:.2g}"
             print(f"{name:<26} {method:<9} {rmse:8.4f} {spent[:, i].mean():9.3g}  {compared}", flush=True)
+        jax.clear_caches()  # a process may hold 65530 memory maps, and every stage of SMC adds some
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def test_small_noise_makes_conditional_nce_score_matching(key):
 
 
 def test_the_scale_follows_the_energy(key):
-    """The loss of a Gaussian on its own data depends on scale / sd alone: the scale found is in proportion to the sd."""
+    """The loss of a Gaussian on its own data depends on scale / sd alone: the scale found is proportional."""
     unit, found = jax.random.normal(key, (256, 2)), []
     for sd in (1.0, 0.01):
         energy = ef.energies.gaussian(jnp.zeros(2), precision=jnp.eye(2) / sd**2)
