@@ -49,10 +49,10 @@ def bennett_acceptance_ratio(forward: Any, reverse: Any) -> Estimate:
     def balance(c: float) -> float:
         return expit(f - c - shift).sum() - expit(c - r + shift).sum()
 
-    finite = np.concatenate([f[np.isfinite(f)], r[np.isfinite(r)]])
-    if not np.isfinite(f).any() or not np.isfinite(r).any():
+    some = f[np.isfinite(f)], r[np.isfinite(r)]
+    if not all(x.size for x in some):
         return Estimate(np.nan, np.inf)
-    low, high = finite.min() - 50.0, finite.max() + 50.0
+    low, high = np.concatenate(some).min() - 50.0, np.concatenate(some).max() + 50.0
     c = brentq(balance, low, high, xtol=1e-10)
     assert isinstance(c, float)
     a, b = expit(f - c - shift), expit(c - r + shift)

@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial, register_dataclass
 
 from energyflow.chains import require_floats
-from energyflow.energy import as_energy, logdensity, require_density
+from energyflow.energy import logdensity, require_density
 from energyflow.types import Array, Key, Objective, Scalar, Tree
 
 Probe = Literal["rademacher", "gaussian", "sphere"]
@@ -84,7 +84,8 @@ def denoising_score_matching(sigmas: Any, *, power: float = 2.0) -> Objective:
 
 
 def _exact(energy: Any, batch: Tree, key: Key, state: None) -> Any:
-    points, score = _flat(energy, batch)
+    points, density = _flat(energy, batch)
+    score = jax.grad(density)
     basis = jnp.eye(points.shape[1], dtype=points.dtype)
 
     def one(x: Array) -> tuple[Array, Scalar]:
@@ -105,7 +106,8 @@ class _Probes:
 
 
 def _sliced(probes: _Probes, energy: Any, batch: Tree, key: Key, state: None) -> Any:
-    points, score = _flat(energy, batch)
+    points, density = _flat(energy, batch)
+    score = jax.grad(density)
     directions = _directions(key, probes.law, (probes.num, *points.shape), points.dtype)
 
     def one(x: Array, v: Array) -> tuple[Array, Scalar]:
@@ -129,7 +131,7 @@ def _directions(key: Key, probe: Probe, shape: tuple[int, ...], dtype: Any) -> A
 
 
 def _differences(step_size: Any, energy: Any, batch: Tree, key: Key, state: None) -> Any:
-    points, density = _flat(energy, batch, slope=False)
+    points, density = _flat(energy, batch)
     dim = points.shape[1]
     shift = step_size * dim**-0.5 * _directions(key, "sphere", points.shape, points.dtype)
     here, up, down = jax.vmap(jax.vmap(density))(jnp.stack([points, points + shift, points - shift]))
@@ -163,12 +165,10 @@ def _points(batch: Tree) -> tuple[Array, Any]:
     return jax.vmap(lambda x: ravel_pytree(x)[0])(batch), unravel
 
 
-def _flat(energy: Any, batch: Tree, slope: bool = True) -> tuple[Array, Any]:
-    """Return the rows of a batch as vectors, and the log density, or its gradient, as a function of one."""
+def _flat(energy: Any, batch: Tree) -> tuple[Array, Any]:
+    """Return the rows of a batch as vectors, and the log density as a function of one."""
     points, unravel = _points(batch)
-    density = logdensity(energy)
-    value = lambda x: density(unravel(x))  # noqa: E731
-    return points, jax.grad(value) if slope else value
+    return points, lambda x: logdensity(energy)(unravel(x))
 
 
 def _require_density(key: Key, energy: Any, batch: Tree) -> None:
@@ -179,10 +179,10 @@ def _require_density(key: Key, energy: Any, batch: Tree) -> None:
 def _require_curvature(key: Key, energy: Any, batch: Tree) -> None:
     """Raise ValueError where the gradient bends between rows although its derivative is the same at all of them."""
     _require_density(key, energy, batch)
-    points, score = _flat(as_energy(energy), jax.tree.map(lambda x: x[:LOOKED_AT], batch))
+    points, density = _flat(energy, jax.tree.map(lambda x: x[:LOOKED_AT], batch))
+    score = jax.grad(density)
     v = jax.random.normal(key, points.shape[1:], points.dtype)
-    turns = jax.vmap(lambda x: jax.jvp(score, (x,), (v,))[1])(points)
-    scores = jax.vmap(score)(points)
+    scores, turns = jax.vmap(lambda x: jax.jvp(score, (x,), (v,)))(points)
     straight = scores[:1] + jax.vmap(lambda x: jax.jvp(score, (points[0],), (x - points[0],))[1])(points)
     is_constant = jnp.abs(turns - turns[:1]).max() <= 1e-5 * jnp.abs(turns).max()
     bends = jnp.abs(scores - straight).max() > 1e-2 * jnp.abs(scores - scores[:1]).max()
