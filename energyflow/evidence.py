@@ -74,17 +74,15 @@ class Evidence(NamedTuple):
         forward_key, end_key, reverse_key = jax.random.split(as_key(key), 3)
         up, down = (max(1, round((factor - 1) * len(values))) for values in (first.forward, first.reverse))
         forward, back = _up(forward_key, setup, up), _down(reverse_key, setup, _some(end_key, setup.ends, down))
-        both = combine(
+        return _evidence(
+            setup,
+            self.check,
             np.append(first.forward, forward.log_weights),
             np.append(first.reverse, -back.log_weights),
-            first.provenance,
-            num_gradients=self.num_gradients + forward.num_gradients + back.num_gradients,
-            position=_joined([first.position, forward.position]),
-            betas=setup.betas,
-            acceptance=first.acceptance,
-            steps=setup.steps,
+            _joined([first.position, forward.position]),
+            first.acceptance,
+            self.num_gradients + forward.num_gradients + back.num_gradients,
         )
-        return _evidence(both, self.check, setup)
 
     def __str__(self) -> str:
         support = (
@@ -165,17 +163,8 @@ def log_z(
     else:
         up, down = num_chains, min(num_chains, count_chains(ends))
     forward, back = _up(forward_key, setup, up), _down(reverse_key, setup, _some(end_key, ends, down))
-    found = combine(
-        forward.log_weights,
-        -back.log_weights,
-        "exact" if check is None else "approximate",
-        num_gradients=spent + cost + forward.num_gradients + back.num_gradients,
-        position=forward.position,
-        betas=setup.betas,
-        acceptance=forward.acceptance,
-        steps=setup.steps,
-    )
-    return _evidence(found, check, setup)
+    spent += cost + forward.num_gradients + back.num_gradients
+    return _evidence(setup, check, forward.log_weights, -back.log_weights, forward.position, forward.acceptance, spent)
 
 
 def _name(target: Any, base: Any) -> str:
@@ -271,7 +260,25 @@ def _scaled_mala(fitted: GaussianBase) -> Kernel:
     return mala(dim ** (-1 / 3), covariance if dim <= MAX_DENSE else jnp.diag(covariance))
 
 
-def _evidence(found: LogZ, check: Check | None, setup: _Setup) -> Evidence:
+def _evidence(
+    setup: _Setup,
+    check: Check | None,
+    forward: np.ndarray,
+    reverse: np.ndarray,
+    position: Tree,
+    acceptance: np.ndarray,
+    num_gradients: int,
+) -> Evidence:
+    found = combine(
+        forward,
+        reverse,
+        "exact" if check is None else "approximate",
+        num_gradients=num_gradients,
+        position=position,
+        betas=setup.betas,
+        acceptance=acceptance,
+        steps=setup.steps,
+    )
     k_hat = pareto_k(found.forward)
     groups = [log_mean_exp(group).value for group in np.array_split(found.forward, GROUPS)]
     group_stderr = float(np.std(groups, ddof=1) / math.sqrt(GROUPS))

@@ -79,14 +79,18 @@ class _Noise:
         return jax.tree.map(jax.lax.stop_gradient, self.law.sample(key, (count_chains(batch), self.num)))
 
 
-def _log_ratio(noise: _Noise, energy: Any, x: Tree) -> Scalar:
-    return logdensity(energy)(x) - jax.lax.stop_gradient(noise.law).log_prob(x)
+def _log_ratios(noise: _Noise, energy: Any, batch: Tree, key: Key) -> tuple[Array, Array]:
+    """Return log p/q of the rows, (B,), and of draws of the noise, (B, num)."""
+    density, law = logdensity(energy), jax.lax.stop_gradient(noise.law)
+
+    def log_ratio(x: Tree) -> Scalar:
+        return density(x) - law.log_prob(x)
+
+    return jax.vmap(log_ratio)(batch), jax.vmap(jax.vmap(log_ratio))(noise.draw(key, batch))
 
 
 def _binary(noise: _Noise, energy: Any, batch: Tree, key: Key, state: None) -> Any:
-    log_ratio = Partial(_log_ratio, noise, energy)
-    real = jax.vmap(log_ratio)(batch)
-    fake = jax.vmap(jax.vmap(log_ratio))(noise.draw(key, batch))
+    real, fake = _log_ratios(noise, energy, batch, key)
     log_nu = math.log(noise.num)
     loss = jnp.mean(softplus(log_nu - real)) + noise.num * jnp.mean(softplus(fake - log_nu))
     accuracy = 0.5 * (_share(real > 0) + _share(fake < 0))
@@ -94,9 +98,7 @@ def _binary(noise: _Noise, energy: Any, batch: Tree, key: Key, state: None) -> A
 
 
 def _ranking(noise: _Noise, energy: Any, batch: Tree, key: Key, state: None) -> Any:
-    log_ratio = Partial(_log_ratio, noise, energy)
-    real = jax.vmap(log_ratio)(batch)
-    fake = jax.vmap(jax.vmap(log_ratio))(noise.draw(key, batch))
+    real, fake = _log_ratios(noise, energy, batch, key)
     log_weights = log_softmax(jnp.concatenate([real[:, None], fake], axis=1), axis=1)
     weights = jnp.exp(log_weights)
     metrics = {"ess": jnp.mean(1 / jnp.sum(weights**2, axis=1)), "weight_of_data": jnp.mean(weights[:, 0])}
