@@ -1,5 +1,7 @@
 """Floor 1: what draws of several chains are worth: R-hat and effective sample size, as functions of NumPy arrays."""
 
+from functools import lru_cache
+
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.special import ndtri
@@ -27,48 +29,59 @@ def rank_statistics(draws: np.ndarray) -> tuple[float, float]:
     """
     half = draws.shape[1] // 2
     halves = np.concatenate([draws[:, :half], draws[:, -half:]])
-    scores = rank_normal(halves)
-    folded = rank_normal(np.abs(halves - np.median(halves)))
+    order = np.argsort(halves, axis=None)
+    in_order = halves.ravel()[order]
+    scores = _normal_scores(in_order, order).reshape(halves.shape)
+    middle = in_order[(order.size - 1) // 2 : order.size // 2 + 1].mean()
+    away = np.abs(in_order - middle)
+    outward = np.argsort(away, kind="stable")  # a falling and a rising run: a merge
+    folded = _normal_scores(away[outward], order[outward]).reshape(halves.shape)
     return max(_r_hat(scores), _r_hat(folded)), _ess(scores)
 
 
-def rank_normal(draws: np.ndarray) -> np.ndarray:
-    """Return the normal scores of the ranks among all values, ties averaged, float64 (Blom 1958)."""
-    flat = draws.ravel()
-    order = np.argsort(flat)
-    in_order = flat[order]
-    edges = np.concatenate([[0], np.flatnonzero(in_order[1:] != in_order[:-1]) + 1, [flat.size]])
-    ranks = (edges[:-1] + edges[1:] + 1) / 2
-    scores = np.empty(flat.size)
-    scores[order] = np.repeat(ndtri((ranks - 0.375) / (flat.size + 0.25)), np.diff(edges))
-    return scores.reshape(draws.shape)
+def _normal_scores(in_order: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return normal scores of the ranks, ties averaged, float64 (Blom 1958), of values sorted by `order`."""
+    edges = np.concatenate([[0], np.flatnonzero(in_order[1:] != in_order[:-1]) + 1, [order.size]])
+    scores = np.empty(order.size)
+    scores[order] = np.repeat(_quantiles(order.size)[edges[:-1] + edges[1:] - 1], np.diff(edges))
+    return scores
+
+
+@lru_cache(maxsize=1)
+def _quantiles(size: int) -> np.ndarray:
+    """Return the scores of the ranks 1, 1.5, ..., size: those that ties can have."""
+    return ndtri((np.arange(1, size + 0.5, 0.5) - 0.375) / (size + 0.25))
 
 
 def suspect_dims(draws: np.ndarray, num: int = 1) -> np.ndarray:
     """Return the dims of draws (chain, draw, dim) that may mix worst: where to spend the sorting.
 
     Of the draws and of their distances from the median, both bounded by v / (1 + |v|) so that tails count no more than
-    in ranks: the `num` dims whose half chains differ most, and the `num` whose batch means, a tenth of a chain each,
-    vary most. One pass over 250 draws or more of each chain, where ranks sort every dim twice: what that misses has
+    in ranks: the `num` dims whose half chains differ most; and of the draws the `num` whose batch means, a tenth of a
+    chain each, vary most. One pass over 250 draws or more of each chain, where ranks sort every dim twice: what that misses has
     forgotten itself after a few draws. All dims where they or the draws are few.
     """
-    if draws.shape[2] <= 4 * num or draws.shape[1] < 20:
+    if draws.shape[2] <= 3 * num or draws.shape[1] < 20:
         return np.arange(draws.shape[2])
     draws = draws[:, :: max(draws.shape[1] // 250, 1)]
     chains, length, dims = draws.shape
-    some = draws[:, :: max(length // 50, 1)].reshape(-1, dims)
+    some = draws[:, :: max(length // 20, 1)].reshape(-1, dims)
     middle = np.median(some, axis=0)
     width = np.median(np.abs(some - middle), axis=0)
     size = length // 10
     v = (draws[:, -10 * size :] - middle) / np.where(width > 0, width, 1)
     v /= 1 + np.abs(v)
-    found: list[int] = []
+
+    def most(means, bounded):
+        spread = bounded.reshape(-1, dims).var(axis=0) + np.finfo(np.float32).tiny
+        return np.argsort(means.reshape(-1, dims).var(axis=0) / spread)[-num:]
+
+    found = []
     for bounded in (v, np.abs(v)):
         batches = bounded.reshape(chains, 10, size, dims).mean(axis=2)
-        spread = bounded.reshape(-1, dims).var(axis=0) + np.finfo(np.float32).tiny
-        halves = batches.reshape(2 * chains, 5, dims).mean(axis=1)
-        for means in (halves, batches.reshape(-1, dims)):
-            found += list(np.argsort(means.var(axis=0) / spread)[-num:])
+        found.append(most(batches.reshape(chains, 2, 5, dims).mean(axis=2), bounded))
+        if bounded is v:
+            found.append(most(batches, v))
     return np.unique(found)
 
 

@@ -4,7 +4,7 @@ import arviz
 import numpy as np
 import pytest
 
-from energyflow.mixing import plain_r_hat, rank_normal, rank_statistics, suspect_dims
+from energyflow.mixing import plain_r_hat, rank_statistics, suspect_dims
 
 SHAPES = {"white": (4, 101, 0.0), "slow": (4, 400, 0.95), "unmixed": (8, 250, 0.999), "swinging": (3, 60, -0.6)}
 FORMS = {
@@ -40,11 +40,6 @@ def test_the_effective_sample_size_is_that_of_the_autocorrelation():
     assert abs(rank_statistics(x)[1] / (x.size / 19) - 1) < 0.32
 
 
-def test_scores_are_a_function_of_order_alone():
-    x = np.random.default_rng(0).normal(size=(3, 50))
-    np.testing.assert_array_equal(rank_normal(x), rank_normal(np.exp(x)))
-
-
 def test_plain_r_hat_of_two_constant_chains_is_large_and_of_equal_chains_is_below_one():
     x = np.zeros((2, 10, 2))
     x[1, :, 0] = 1
@@ -70,4 +65,4 @@ def test_a_planted_dim_is_among_the_suspects(fault, seed):
     x = x * np.logspace(-4, 4, 200) + np.linspace(-1e5, 1e5, 200)
     x[..., 137] = 1e3 + 1e-2 * PLANTED[fault]((x[..., 137] - x[..., 137].mean()) / x[..., 137].std())
     suspects = suspect_dims(x)
-    assert 137 in suspects and len(suspects) <= 4
+    assert 137 in suspects and len(suspects) <= 3
