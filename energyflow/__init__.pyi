@@ -131,6 +131,7 @@ from .stepsize import by_acceptance as by_acceptance, by_jump as by_jump
 from .training import TrainState as TrainState, guarded as guarded, init as init, make_step as make_step, train as train
 from .tuning import tune as tune
 from .unbiased import unbiased_gradient as unbiased_gradient
+from .walkers import jarzynski as jarzynski, live_log_z as live_log_z
 from .warmup import warm_up as warm_up
 
 __version__: str

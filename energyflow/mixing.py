@@ -58,8 +58,8 @@ def suspect_dims(draws: np.ndarray, num: int = 1) -> np.ndarray:
 
     Of the draws and of their distances from the median, both bounded by v / (1 + |v|) so that tails count no more than
     in ranks: the `num` dims whose half chains differ most; and of the draws the `num` whose batch means, a tenth of a
-    chain each, vary most. One pass over 250 draws or more of each chain, where ranks sort every dim twice: what that misses has
-    forgotten itself after a few draws. All dims where they or the draws are few.
+    chain each, vary most. One pass over 250 draws or more of each chain, where ranks sort every dim: what that misses
+    has forgotten itself after a few draws. All dims where they or the draws are few.
     """
     if draws.shape[2] <= 3 * num or draws.shape[1] < 20:
         return np.arange(draws.shape[2])

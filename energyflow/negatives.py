@@ -128,13 +128,13 @@ def short_run(
 
 
 def _short_run_init(settings: ShortRun, key: Key, energy: Any, batch: Tree) -> Any:
-    return _init_tuner(settings.moves)
+    return start_tuner(settings.moves)
 
 
 def _short_run_draw(settings: ShortRun, key: Key, energy: Any, batch: Tree, state: Any) -> Any:
     start_key, move_key = jax.random.split(key)
     position = settings.start(start_key, energy, batch, settings.num_chains or count_chains(batch))
-    position, _, tuner, metrics = _move(settings.moves, move_key, energy, position, {}, state)
+    position, _, tuner, metrics = move(settings.moves, move_key, energy, position, {}, state)
     return position, None, tuner, metrics
 
 
@@ -233,7 +233,7 @@ def _buffer_init(settings: Persistent, key: Key, energy: Any, batch: Tree) -> Bu
     algorithm = bind(settings.moves.kernel, logdensity(energy))
     carry = jax.vmap(lambda key, x: carried(algorithm.init(x, key)))(chain_keys(carry_key, capacity), position)
     zero = jnp.zeros((), jnp.int32)
-    return Buffer(position, carry, jnp.arange(capacity), zero, zero + capacity, _init_tuner(settings.moves))
+    return Buffer(position, carry, jnp.arange(capacity), zero, zero + capacity, start_tuner(settings.moves))
 
 
 def _buffer_draw(settings: Persistent, key: Key, energy: Any, batch: Tree, state: Buffer) -> Any:
@@ -247,7 +247,7 @@ def _buffer_draw(settings: Persistent, key: Key, energy: Any, batch: Tree, state
         again = jax.random.bernoulli(coin_key, settings.reinit, (num,))
         position = jax.tree.map(lambda f, p: _where(again, f, p), fresh, position)
         lineage = jnp.where(again, state.seen + jnp.arange(num), lineage)
-    position, carry, tuner, metrics = _move(settings.moves, move_key, energy, position, carry, state.tuner)
+    position, carry, tuner, metrics = move(settings.moves, move_key, energy, position, carry, state.tuner)
     slots = _slots(settings.policy, keep_key, state, rows)
     put = lambda store, new: store.at[slots].set(new, mode="drop")  # noqa: E731
     stored = (state.position, state.carry, state.lineage)
@@ -271,11 +271,12 @@ def _slots(policy: str, key: Key, state: Buffer, rows: Array) -> Array:
     return jnp.where((slots < capacity) & ~later_wins.any(axis=1), slots, capacity)
 
 
-def _init_tuner(moves: Moves) -> Any:
+def start_tuner(moves: Moves) -> Any:
+    """Return the tuner's state at the kernel's own step size; None without a tuner."""
     return None if moves.tuner is None else moves.tuner.init(step_size(moves.kernel))
 
 
-def _move(moves: Moves, key: Key, energy: Any, position: Tree, carry: dict, tuner: Any) -> Any:
+def move(moves: Moves, key: Key, energy: Any, position: Tree, carry: dict, tuner: Any) -> Any:
     """Move chains on the current energy; returns position, carry, tuner state and metrics."""
     energy = jax.lax.stop_gradient(as_energy(energy))
     target, num = logdensity(energy), count_chains(position)

@@ -33,6 +33,7 @@ FLOORS = {
     "logz": 4,
     "tuning": 4,
     "warmup": 5,
+    "walkers": 5,
     "adaptation": 5,
     "unbiased": 4,
     "objectives": 5,

@@ -79,6 +79,12 @@ def langevin(
     )
 
 
+def ula_step_size(kernel: Kernel) -> Any:
+    """Return h where the kernel is `ula(h)`, without clip, range or another temperature, and else None."""
+    is_ula = jax.tree.structure(kernel) == jax.tree.structure(ula(0.0))  # the other settings are None there
+    return kernel.keywords["step_size"] if is_ula else None  # type: ignore[attr-defined]
+
+
 def _langevin(
     logdensity: LogDensity,
     step_size: Scalar,

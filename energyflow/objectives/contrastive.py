@@ -16,7 +16,8 @@ def contrastive(negatives: Negatives, *, l2: float = 0.0) -> Objective:
     negatives: where the model's samples come from (`cd`, `pcd`, `replay`, `short_run`). l2: weight of
     `mean E(data)^2 + mean E(negatives)^2`, which pins the energy's free offset at 0 (Du and Mordatch 2019); it biases
     the density when large. Metrics: `gap = E_model - E_data` (near 0 where the model fits its data; a regulariser holds
-    it open; growth is the alarm), both energies, and those of the negative phase.
+    it open; growth is the alarm), both energies, those of the negative phase, and where it knows log Z (`jarzynski`)
+    `log_likelihood`, the mean over the batch.
     """
     negatives = Negatives(*map(as_energy, negatives))  # of plain functions too
     return Objective(negatives.init, Partial(_loss, negatives, l2))
@@ -30,7 +31,10 @@ def _loss(negatives: Negatives, l2: Any, energy: Any, batch: Tree, key: Key, sta
     gap = _mean(model, log_weights) - jnp.mean(data)
     penalty = l2 * (jnp.mean(data**2) + _mean(model**2, log_weights))
     metrics = metrics | {"gap": gap, "energy_data": jnp.mean(data), "energy_model": _mean(model, log_weights)}
-    return -gap / jax.lax.stop_gradient(temperature(energy)) + penalty, (state, metrics)
+    scale = jax.lax.stop_gradient(temperature(energy))
+    if "log_z" in metrics:
+        metrics["log_likelihood"] = -jnp.mean(data) / scale - metrics["log_z"]
+    return -gap / scale + penalty, (state, metrics)
 
 
 def _mean(values: Array, log_weights: Array | None) -> Array:
