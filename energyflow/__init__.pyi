@@ -43,7 +43,8 @@ from .energies.bases import (
     uniform_spins as uniform_spins,
 )
 from .energies.discrete import rbm as rbm, rbm_marginal as rbm_marginal
-from .energies.fitted import gaussian_base as gaussian_base
+from .energies.fitted import drawn_noise as drawn_noise, gaussian_base as gaussian_base, mixture_base as mixture_base
+from .energies.flows import flow as flow
 from .energies.lattices import ising as ising
 from .energies.modules import from_apply as from_apply, from_nnx as from_nnx, to_nnx as to_nnx
 from .energies.nets import (
@@ -64,6 +65,7 @@ from .energy import (
     temperature as temperature,
     tempered as tempered,
     tilt as tilt,
+    with_noise as with_noise,
 )
 from .evidence import compare as compare, log_z as log_z
 from .kernels import (
@@ -119,6 +121,8 @@ from .objectives import (
     contrastive as contrastive,
     denoising_score_matching as denoising_score_matching,
     finite_difference_score_matching as finite_difference_score_matching,
+    flow_contrastive as flow_contrastive,
+    maximum_likelihood as maximum_likelihood,
     nce as nce,
     ranking_nce as ranking_nce,
     score_matching as score_matching,

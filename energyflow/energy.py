@@ -209,6 +209,32 @@ def normalised(energy: Any, log_z: float = 0.0) -> Normalised:
     return Normalised(as_energy(energy), jnp.asarray(log_z, float))
 
 
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class WithNoise:
+    """An energy and the density that it is told apart from, trained together."""
+
+    energy: Any
+    noise: Any
+
+    @property
+    def base(self) -> Any:
+        """The noise: AIS may start from it."""
+        return self.noise
+
+    def __call__(self, x: Tree, *cond: Tree) -> Scalar:
+        return self.energy(x, *cond) / temperature(self.energy)
+
+
+def with_noise(energy: Any, noise: Any) -> WithNoise:
+    """Return `energy` with noise whose leaves are trained too, for flow-contrastive estimation.
+
+    noise: a pytree with `sample(key, shape)` and a normalised `log_prob(x)`: a `flow`, say. It is also the base of AIS.
+    """
+    require_density(energy, "noise-contrastive estimation")
+    return WithNoise(as_energy(energy), noise)
+
+
 def partition(tree: Tree) -> tuple[Tree, Tree]:
     """Split into (trainable, rest): floating-point leaves outside `Frozen` nodes, and everything else.
 

@@ -3,7 +3,8 @@
 from energyflow.energies.analytic import funnel, gaussian
 from energyflow.energies.bases import bernoulli_base, categorical_base, uniform_spins
 from energyflow.energies.discrete import rbm, rbm_marginal
-from energyflow.energies.fitted import gaussian_base
+from energyflow.energies.fitted import drawn_noise, gaussian_base, mixture_base
+from energyflow.energies.flows import flow
 from energyflow.energies.lattices import ising
 from energyflow.energies.mixtures import eight_gaussians, gaussian_mixture, gmm40, student_mixture
 from energyflow.energies.modules import from_apply, from_nnx, to_nnx
@@ -20,7 +21,9 @@ __all__ = [
     "classifier_energy",
     "cnn",
     "double_well",
+    "drawn_noise",
     "eight_gaussians",
+    "flow",
     "four_wells",
     "from_apply",
     "from_nnx",
@@ -31,6 +34,7 @@ __all__ = [
     "gmm40",
     "ising",
     "many_well",
+    "mixture_base",
     "mlp",
     "rbm",
     "rbm_marginal",

@@ -1,15 +1,20 @@
-"""Floor 2: a Gaussian fitted to draws of any pytree, as the base that annealing starts from."""
+"""Floor 2: densities fitted to draws: the Gaussian that annealing starts from, and noise that is near the data."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import register_dataclass
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
 
+from energyflow.energy import as_energy, logdensity, require_density
 from energyflow.types import Key, Scalar, Tree
 
 
@@ -85,3 +90,51 @@ def _kept_correlation(white: np.ndarray) -> float:
     shares = np.array([0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0])
     shrunk = np.maximum(shares[:, None] * values + 1 - shares[:, None], 1e-12)
     return float(shares[np.argmin((np.log(shrunk) + squares / shrunk).sum(axis=1))])
+
+
+def mixture_base(rows: Any, num_components: int, seed: int = 0) -> dist.MixtureSameFamily:
+    """Return the Gaussian mixture with full covariances fitted to `rows` (n, d) by scikit-learn, as noise or a base.
+
+    Raises ValueError for rows that are not vectors, or fewer than two a component.
+    """
+    rows = np.asarray(rows, np.float64)
+    if rows.ndim != 2 or len(rows) < 2 * num_components:
+        raise ValueError(f"a mixture of {num_components} needs rows (n, d), two a component; got shape {rows.shape}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fitted = GaussianMixture(num_components, reg_covar=1e-4, random_state=seed).fit(rows)
+    factors = np.linalg.cholesky(np.asarray(fitted.covariances_))
+    weights, means, factors = (jnp.asarray(x, float) for x in (fitted.weights_, fitted.means_, factors))
+    parts = dist.MultivariateNormal(means, scale_tril=factors)
+    return dist.MixtureSameFamily(dist.CategoricalProbs(weights), parts)
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class DrawnNoise:
+    """A density known by draws (leaves [draw, ...]) and an energy: `log_prob` is -E/T - log Z."""
+
+    draws: Tree
+    energy: Any
+    log_z: Any
+    batch_shape = ()
+
+    def log_prob(self, position: Tree) -> Scalar:
+        """Return the log density of one position, normalised as far as log Z is."""
+        return logdensity(self.energy)(position) - self.log_z
+
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Tree:
+        """Return rows of the draws, picked with replacement."""
+        num = len(jax.tree.leaves(self.draws)[0])
+        rows = jax.random.randint(key, sample_shape, 0, num)
+        return jax.tree.map(lambda x: x[rows], self.draws)
+
+
+def drawn_noise(draws: Tree, energy: Any, log_z: float = 0.0) -> DrawnNoise:
+    """Return noise that is an energy's draws: at a higher temperature, say, `tempered(energy, 2.0)`.
+
+    draws: leaves [draw, ...], of a sampler that was checked. log_z: of that energy; where it is left at 0, NCE learns
+    its own log Z relative to it. Raises ValueError for a landscape.
+    """
+    require_density(energy, "noise")
+    return DrawnNoise(draws, as_energy(energy), log_z)

@@ -1,7 +1,7 @@
 """Floor 5: training objectives, one file per family."""
 
 from energyflow.objectives.contrastive import contrastive
-from energyflow.objectives.nce import conditional_nce, nce, ranking_nce
+from energyflow.objectives.nce import conditional_nce, flow_contrastive, maximum_likelihood, nce, ranking_nce
 from energyflow.objectives.score import (
     denoising_score_matching,
     finite_difference_score_matching,
@@ -15,6 +15,8 @@ __all__ = [
     "contrastive",
     "denoising_score_matching",
     "finite_difference_score_matching",
+    "flow_contrastive",
+    "maximum_likelihood",
     "nce",
     "ranking_nce",
     "score_matching",

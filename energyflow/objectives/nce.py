@@ -37,6 +37,28 @@ def nce(noise: Any, num_noise: int = 1) -> Objective:
     return Objective(Partial(_require_density), Partial(_binary, _Noise(noise, num_noise)))
 
 
+def flow_contrastive(num_noise: int = 1) -> Objective:
+    """Return binary NCE whose noise is trained to be mistaken for the data (Gao et al. 2020).
+
+    For `energyflow.with_noise(energy, noise)`, with a `normalised` energy: the energy descends the loss of `nce`, the
+    noise (a `flow`, any pytree that draws and scores one point) ascends it, through its draws as through their density.
+    At the optimum both are the data's density and the loss is 2 log 2. The noise wants a learning rate a few times
+    lower, by `optax.partition`, and a start by `maximum_likelihood`. Metrics: `accuracy`, as of `nce`, which near 0.5
+    tells that the noise has caught up; `noise_log_likelihood` of the batch. Raises as `nce` does.
+    """
+    if num_noise < 1:
+        raise ValueError(f"num_noise must be at least 1; got {num_noise}")
+    return Objective(Partial(_require_noise), Partial(_contest, _Noise(None, num_noise)))
+
+
+def maximum_likelihood() -> Objective:
+    """Return the mean of -log p, for energies that are normalised as they are: a `flow`, or any whose log Z is 0.
+
+    Refuses a landscape when training starts; that log Z is 0 it has to believe.
+    """
+    return Objective(Partial(_require_density), Partial(_likelihood))
+
+
 def ranking_nce(noise: Any, num_noise: int = 16) -> Objective:
     """Return ranking NCE: which of K + 1 points is the row (Ma and Collins 2018)?
 
@@ -74,31 +96,48 @@ class _Noise:
     law: Any
     num: int = field(metadata={"static": True})
 
-    def draw(self, key: Key, batch: Tree) -> Tree:
-        """Return draws, leading axes [row, draw]."""
-        return jax.tree.map(jax.lax.stop_gradient, self.law.sample(key, (count_chains(batch), self.num)))
 
-
-def _log_ratios(noise: _Noise, energy: Any, batch: Tree, key: Key) -> tuple[Array, Array]:
-    """Return log p/q of the rows, (B,), and of draws of the noise, (B, num)."""
-    density, law = logdensity(energy), jax.lax.stop_gradient(noise.law)
+def _log_ratios(law: Any, num: int, energy: Any, batch: Tree, key: Key) -> tuple[Array, Array]:
+    """Return log p/q of the rows, (B,), and of `num` draws of q for each, (B, num)."""
+    density = logdensity(energy)
 
     def log_ratio(x: Tree) -> Scalar:
         return density(x) - law.log_prob(x)
 
-    return jax.vmap(log_ratio)(batch), jax.vmap(jax.vmap(log_ratio))(noise.draw(key, batch))
+    draws = law.sample(key, (count_chains(batch), num))
+    return jax.vmap(log_ratio)(batch), jax.vmap(jax.vmap(log_ratio))(draws)
+
+
+def _told_apart(real: Array, fake: Array) -> tuple[Scalar, Scalar]:
+    """Return the binary loss and the accuracy, of log ratios (B,) of the rows and (B, nu) of the noise."""
+    log_nu = math.log(fake.shape[1])
+    loss = jnp.mean(softplus(log_nu - real)) + fake.shape[1] * jnp.mean(softplus(fake - log_nu))
+    return loss, 0.5 * (_share(real > 0) + _share(fake < 0))
 
 
 def _binary(noise: _Noise, energy: Any, batch: Tree, key: Key, state: None) -> Any:
-    real, fake = _log_ratios(noise, energy, batch, key)
-    log_nu = math.log(noise.num)
-    loss = jnp.mean(softplus(log_nu - real)) + noise.num * jnp.mean(softplus(fake - log_nu))
-    accuracy = 0.5 * (_share(real > 0) + _share(fake < 0))
+    law = jax.lax.stop_gradient(noise.law)
+    loss, accuracy = _told_apart(*_log_ratios(law, noise.num, energy, batch, key))
     return loss, (state, {"accuracy": accuracy})
 
 
+def _contest(noise: _Noise, pair: Any, batch: Tree, key: Key, state: None) -> Any:
+    energy, law = pair.energy, pair.noise
+    still = jax.lax.stop_gradient
+    loss, accuracy = _told_apart(*_log_ratios(still(law), noise.num, energy, batch, key))
+    ascended, _ = _told_apart(*_log_ratios(law, noise.num, still(energy), batch, jax.random.clone(key)))
+    likelihood = jnp.mean(jax.vmap(still(law).log_prob)(batch))
+    # The value is the loss; its gradient with respect to the noise has the other sign.
+    return loss + still(ascended) - ascended, (state, {"accuracy": accuracy, "noise_log_likelihood": likelihood})
+
+
+def _likelihood(energy: Any, batch: Tree, key: Key, state: None) -> Any:
+    return -jnp.mean(jax.vmap(logdensity(energy))(batch)), (state, {})
+
+
 def _ranking(noise: _Noise, energy: Any, batch: Tree, key: Key, state: None) -> Any:
-    real, fake = _log_ratios(noise, energy, batch, key)
+    law = jax.lax.stop_gradient(noise.law)
+    real, fake = _log_ratios(law, noise.num, energy, batch, key)
     log_weights = log_softmax(jnp.concatenate([real[:, None], fake], axis=1), axis=1)
     weights = jnp.exp(log_weights)
     metrics = {"ess": jnp.mean(1 / jnp.sum(weights**2, axis=1)), "weight_of_data": jnp.mean(weights[:, 0])}
@@ -144,6 +183,13 @@ def _first_scale(key: Key, energy: Any, batch: Tree) -> Array:
             break
         scale = scale * (1.2 if guessing > 0.9 else 0.5)
     return scale if 1e-3 < float(scale / first) < 1e3 else first
+
+
+def _require_noise(key: Key, energy: Any, batch: Tree) -> None:
+    if not hasattr(energy, "noise"):
+        raise TypeError("flow-contrastive estimation trains energyflow.with_noise(energy, noise), and got no noise")
+    _check(energy.noise, 1)
+    _require_density(key, energy, batch)
 
 
 def _check(noise: Any, num_noise: int) -> None:
