@@ -4,7 +4,9 @@ Three coordinate systems: raw (pixel counts, or whatever the file holds), data u
 and whitened coordinates z, in which networks and chains work. log p(x) = log p(z) - log_det.
 """
 
+import gzip
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,13 +56,18 @@ class Scaling(NamedTuple):
         """Width of one level in data units; None for continuous data."""
         return 2.0 / (self.high - self.low) if self.levels else None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether whitened coordinates are the data units."""
+        return self.factor.ndim == 1 and not self.center.any() and bool((self.factor == 1).all())
+
     def describe(self) -> dict[str, Any]:
         """Return what a spec records of it."""
         return {
             "levels": self.levels,
             "raw_range": [self.low, self.high],
             "data_units": "x = 2 (raw + U[0, 1) - low) / (high - low) - 1" if self.levels else "x in [-1, 1], linear",
-            "whitening": "full" if self.factor.ndim == 2 else "diagonal",
+            "whitening": "full" if self.factor.ndim == 2 else "no" if self.is_plain else "diagonal",
             "log_det": self.log_det,
         }
 
@@ -107,43 +114,86 @@ class Dataset(NamedTuple):
 
 
 def load_dataset(source: str, seed: int, *, whiten: str = "auto") -> Dataset:
-    """Load "digits" (scikit-learn's 8x8 digits, levels 0..16) or a .npy / .npz file of rows, and split it.
+    """Load "digits" (scikit-learn's 8x8 digits, levels 0..16) or a file of rows, and split it.
 
-    source: a file holds one array (n, ...) of numbers; integers are dequantised, floats are not. A quarter of the rows
-    (450 of the 1797 digits) is the test part, a tenth of the rest is held out for early stopping; both by `seed`. The
-    number of levels is read off all rows: it says what values there are, and fits nothing.
-    whiten: "full" (Cholesky of the training covariance), "diagonal", or "auto" (full where there are at least 5 rows a
-    dimension).
+    source: a .npy, .npz or IDX file (MNIST's format, gzipped or not) of one array (n, ...) of numbers; integers are
+    dequantised, floats are not. The test part is `x_test` of an .npz file that holds `x_train` and `x_test`, the t10k
+    file beside an IDX file of training images, and else a quarter of the rows (450 of the 1797 digits); a tenth of the
+    rest is held out for early stopping; what is split, by `seed`. The number of levels is read off all rows: it says
+    what values there are, and fits nothing.
+    whiten: "full" (Cholesky of the training covariance), "diagonal", "auto" (full where there are at least 5 rows a
+    dimension), or "none".
     Raises ValueError, in one sentence, for a file that cannot be data.
     """
     if source == "digits":
-        raw, name, levels = load_digits(return_X_y=True)[0].reshape(-1, 8, 8), "digits", 17
+        raw, own_test, name, levels = load_digits(return_X_y=True)[0].reshape(-1, 8, 8), None, "digits", 17
     else:
-        raw, name = _read(Path(source)), Path(source).stem
-        levels = int(raw.max()) + 1 if np.issubdtype(raw.dtype, np.integer) else 0
+        (raw, own_test), name = _read(Path(source)), Path(source).stem
+        highest = max(raw.max(), raw.max() if own_test is None else own_test.max())
+        levels = int(highest) + 1 if np.issubdtype(raw.dtype, np.integer) else 0
         levels = 256 if raw.dtype == np.uint8 and levels > 32 else levels
     shape = raw.shape[1:]
     rows = raw.reshape(len(raw), -1).astype(np.float64)
-    order = np.random.default_rng([seed, 0]).permutation(len(rows))
-    num_test = 450 if source == "digits" else max(1, len(rows) // 4)
-    num_validation = max(1, (len(rows) - num_test) // 10)
-    test, validation, train = np.split(rows[order], [num_test, num_test + num_validation])
+    rows = rows[np.random.default_rng([seed, 0]).permutation(len(rows))]
+    if own_test is None:
+        test, rows = np.split(rows, [450 if source == "digits" else max(1, len(rows) // 4)])
+    else:
+        test = own_test.reshape(len(own_test), -1).astype(np.float64)
+    validation, train = np.split(rows, [max(1, len(rows) // 10)])
     return Dataset(name, train, validation, test, shape, _fit_scaling(train, levels, seed, whiten))
 
 
-def _read(path: Path) -> np.ndarray:
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the rows of a file, and the test rows where the file, or the one beside it, names them."""
     if not path.exists():
-        raise ValueError(f"{path} does not exist; give a .npy or .npz file, or the word digits")
+        raise ValueError(f"{path} does not exist; give a .npy, .npz or IDX file, or the word digits")
+    if _is_idx(path):
+        beside = path.with_name(path.name.replace("train-", "t10k-", 1))
+        rows, test = _read_idx(path), _read_idx(beside) if beside != path and beside.exists() else None
+    else:
+        rows, test = _read_numpy(path)
+    for part in (rows,) if test is None else (rows, test):
+        _require_rows(path, part)
+    if test is not None and (test.shape[1:], test.dtype) != (rows.shape[1:], rows.dtype):
+        raise ValueError(f"{path}: rows of shape {rows.shape[1:]} to train on, of {test.shape[1:]} to test on")
+    return rows, test
+
+
+def _read_numpy(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         with path.open("rb") as file:
             data = np.load(file, allow_pickle=False)
-            names = data.files if isinstance(data, np.lib.npyio.NpzFile) else []
-            data = data[names[0]] if len(names) == 1 else data
+            if not isinstance(data, np.lib.npyio.NpzFile):
+                return data, None
+            names = data.files
+            if {"x_train", "x_test"} <= set(names):
+                return data["x_train"], data["x_test"]
+            if len(names) == 1:
+                return data[names[0]], None
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         reason = "" if "pickle" in str(error) else f": {error}"  # NumPy's advice there is to load it unsafely
         raise ValueError(f"{path} is not a .npy or .npz file of numbers{reason}") from None
-    if isinstance(data, np.lib.npyio.NpzFile):
-        raise ValueError(f"{path} holds {len(names)} arrays ({', '.join(names)}); it must hold one")
+    raise ValueError(f"{path} holds {len(names)} arrays ({', '.join(names)}); it must hold one, or x_train and x_test")
+
+
+def _is_idx(path: Path) -> bool:
+    return "-ubyte" in path.name or ".idx" in path.name
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """Read unsigned bytes in the format of LeCun's MNIST files: two zeros, the type 8, the rank, big-endian sizes."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not a gzip file: {error}") from None
+    rank = content[3] if len(content) > 3 else 0
+    shape = tuple(np.frombuffer(content[4 : 4 + 4 * rank], ">i4")) if len(content) >= 4 + 4 * rank else ()
+    if content[:3] != b"\x00\x00\x08" or len(content) != 4 + 4 * rank + int(np.prod(shape, dtype=np.int64)):
+        raise ValueError(f"{path} is not an IDX file of unsigned bytes, or is cut short")
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+def _require_rows(path: Path, data: np.ndarray) -> None:
     if not (np.issubdtype(data.dtype, np.floating) or np.issubdtype(data.dtype, np.integer)):
         raise ValueError(f"{path} has dtype {data.dtype}; rows of integers or floats are needed")
     if data.ndim < 2 or len(data) < 20 or not data.size:
@@ -153,18 +203,19 @@ def _read(path: Path) -> np.ndarray:
         raise ValueError(f"{path} has {len(bad)} values that are not finite, the first in row {bad[0][0]}: remove them")
     if np.issubdtype(data.dtype, np.integer) and data.min() < 0:
         raise ValueError(f"{path} holds negative integers; levels start at 0: shift them, or save floats")
-    return data
 
 
 def _fit_scaling(train: np.ndarray, levels: int, seed: int, whiten: str) -> Scaling:
-    if whiten not in ("auto", "full", "diagonal"):
-        raise ValueError(f'whiten must be "auto", "full" or "diagonal"; got {whiten!r}')
+    if whiten not in ("auto", "full", "diagonal", "none"):
+        raise ValueError(f'whiten must be "auto", "full", "diagonal" or "none"; got {whiten!r}')
     n, dim = train.shape
     low, high = float(train.min()), float(train.max())
     if high <= low:
         raise ValueError("the training rows are all one value; there is no density to fit")
     low, high = (0.0, float(levels)) if levels else (low, high)
     raw_scaling = Scaling(levels, low, high, np.zeros(dim), np.ones(dim))
+    if whiten == "none":
+        return raw_scaling
     x = 2 * (train - low + (0.5 if levels else 0.0)) / (high - low) - 1
     # Dequantisation adds the variance of U[0, 1) to every dimension; continuous data get a floor of 1e-6.
     noise = (2 / (high - low)) ** 2 / 12 if levels else 1e-6

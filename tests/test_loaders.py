@@ -1,5 +1,6 @@
 """Data in: splits that leak nothing, maps that invert, batches that a resumed run sees again, bad files named."""
 
+import gzip
 import re
 
 import numpy as np
@@ -256,7 +257,7 @@ def test_a_file_that_is_none_is_refused_by_name(tmp_path, write):
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
-    with pytest.raises(ValueError, match="rows.npy does not exist; give a .npy or .npz file, or the word digits"):
+    with pytest.raises(ValueError, match="rows.npy does not exist; give a .npy, .npz or IDX file, or the word digits"):
         load_dataset(str(tmp_path / "rows.npy"), 0)
 
 
@@ -269,5 +270,49 @@ def test_an_archive_holds_one_array(tmp_path, arrays):
 
 
 def test_an_unknown_whitening_is_refused(tmp_path):
-    with pytest.raises(ValueError, match='whiten must be "auto", "full" or "diagonal"; got \'pca\''):
+    with pytest.raises(ValueError, match='whiten must be "auto", "full", "diagonal" or "none"; got \'pca\''):
         load_dataset(numbered(tmp_path / "rows.npy"), 0, whiten="pca")
+
+
+def idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
+    content = header + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_idx_files_bring_their_own_test_part(tmp_path, seed, ending):
+    train = np.random.default_rng(0).integers(0, 256, (50, 3, 2))
+    idx(tmp_path / f"train-images-idx3-ubyte{ending}", train)
+    test = idx(tmp_path / f"t10k-images-idx3-ubyte{ending}", 255 - train[:21])
+    data = load_dataset(str(tmp_path / f"train-images-idx3-ubyte{ending}"), seed)
+    assert (data.shape, data.scaling.levels) == ((3, 2), 256)
+    np.testing.assert_array_equal(data.test, (255 - train[:21]).reshape(21, 6))
+    rows = np.concatenate([data.train, data.validation])
+    np.testing.assert_array_equal(rows[np.lexsort(rows.T)], (flat := train.reshape(50, 6))[np.lexsort(flat.T)])
+    test.unlink()
+    assert len(load_dataset(str(tmp_path / f"train-images-idx3-ubyte{ending}"), seed).test) == 12
+
+
+def test_an_npz_of_two_parts_keeps_them_apart(tmp_path, seed):
+    rows = np.random.default_rng(0).integers(0, 256, (60, 2), dtype=np.uint8)
+    np.savez(tmp_path / "two.npz", x_train=rows[:40], x_test=rows[40:], y_test=np.zeros(20))
+    data = load_dataset(str(tmp_path / "two.npz"), seed, whiten="none")
+    np.testing.assert_array_equal(data.test, rows[40:])
+    assert len(data.train) + len(data.validation) == 40
+    np.testing.assert_allclose(data.part_x("test", seed), data.scaling.to_z(data.part_x("test", seed)), atol=1e-7)
+    assert data.scaling.describe()["whitening"] == "no"
+
+
+def test_an_idx_file_that_is_cut_short_is_named(tmp_path, seed):
+    path = idx(tmp_path / "train-images-idx3-ubyte", np.ones((30, 4)))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="not an IDX file of unsigned bytes, or is cut short"):
+        load_dataset(str(path), seed)
+    bad = tmp_path / "train-images-idx3-ubyte.gz"
+    bad.write_bytes(b"plain")
+    with pytest.raises(ValueError, match="not a gzip file"):
+        load_dataset(str(bad), seed)
+    with pytest.raises(ValueError, match="does not exist; give a .npy, .npz or IDX file"):
+        load_dataset(str(tmp_path / "fashion"), seed)
