@@ -9,6 +9,7 @@ from energyflow.objectives.score import (
     sliced_score_matching,
 )
 from energyflow.objectives.stateless import stateless
+from energyflow.objectives.students import mean_flow, one_step, reverse_kl
 
 __all__ = [
     "conditional_nce",
@@ -17,8 +18,11 @@ __all__ = [
     "finite_difference_score_matching",
     "flow_contrastive",
     "maximum_likelihood",
+    "mean_flow",
     "nce",
+    "one_step",
     "ranking_nce",
+    "reverse_kl",
     "score_matching",
     "sliced_score_matching",
     "stateless",
