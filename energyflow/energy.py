@@ -195,6 +195,11 @@ class Normalised:
     energy: Any
     log_z: Any
 
+    @property
+    def base(self) -> Any:
+        """The base of the energy inside, where it has one."""
+        return self.energy.base
+
     def __call__(self, x: Tree, *cond: Tree) -> Scalar:
         return self.energy(x, *cond) / temperature(self.energy) + self.log_z
 

@@ -44,7 +44,7 @@ def begin(spec: Spec, data: Dataset) -> Progress:
     """Return the progress before the first step."""
     energy = recipe.build_energy(spec, data.dim)
     batch = jnp.asarray(data.batch(0, spec.batch_size, spec.seed))
-    state = init(spec.seed, energy, recipe.build_objective(spec), recipe.build_optimizer(spec), batch)
+    state = init(spec.seed, energy, recipe.build_objective(spec, data), recipe.build_optimizer(spec), batch)
     zero = jnp.zeros((), jnp.int32)
     return Progress(state, jax.tree.map(jnp.array, state.ema), jnp.float32(-jnp.inf), zero, zero, zero)
 
@@ -66,7 +66,7 @@ def fit(
         return now, "early" if int(now.stopped_early) else "finished"
     checkpoint.save(path, now)
     _truncate(folder / "metrics.jsonl", first)
-    step = make_step(recipe.build_objective(spec), recipe.build_optimizer(spec), ema_decay=spec.ema_decay)
+    step = make_step(recipe.build_objective(spec, data), recipe.build_optimizer(spec), ema_decay=spec.ema_decay)
     batches = data.batches(spec.batch_size, spec.seed, first, spec.steps)
     with (
         _stop_requests() as stop,

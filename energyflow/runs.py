@@ -18,7 +18,7 @@ import numpy as np
 from energyflow import checkpoint, recipe
 from energyflow.certify import certify
 from energyflow.chains import advance_chains
-from energyflow.energy import Tilted, logdensity
+from energyflow.energy import logdensity
 from energyflow.fit import fit
 from energyflow.loaders import Dataset, Scaling, load_dataset
 from energyflow.spec import Spec
@@ -30,7 +30,7 @@ class Run(NamedTuple):
 
     folder: Path
     spec: Spec
-    energy: Tilted
+    energy: Any
     scaling: Scaling
     summary: dict[str, Any]
 

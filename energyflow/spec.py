@@ -21,7 +21,8 @@ Sampler = Literal[
     "sgld",
     "mclmc",
 ]
-Phase = Literal["pcd", "cd", "replay", "short-run"]
+Phase = Literal["pcd", "cd", "replay", "short-run", "jarzynski"]
+Loss = Literal["contrastive", "sm", "ssm", "fd-ssm", "dsm", "nce", "ranking-nce", "conditional-nce"]
 Activation = Literal["silu", "gelu", "softplus", "tanh", "relu"]
 
 
@@ -33,10 +34,12 @@ class Spec:
     """"digits", or a .npy/.npz file of rows."""
     seed: int = 0
     """Seeds the split, the weights, the batches and every chain."""
+    objective: Loss = "contrastive"
+    """What is minimised: likelihood by contrast with a sampler, or a loss without one."""
     sampler: Sampler = "mala"
     """Kernel of the negative phase."""
     negatives: Phase = "pcd"
-    """Negative phase: persistent chains, chains from the data, replay buffer, or fresh noise."""
+    """Negative phase: persistent chains, chains from the data, replay buffer, fresh noise, or weighted walkers."""
     steps: int = 3000
     """Optimiser steps at most."""
     batch_size: int = 256
@@ -49,6 +52,12 @@ class Spec:
     """First step size; 0 takes the sampler's default. Adjusted kernels tune it while they train."""
     target_acceptance: float = 0.0
     """Mean acceptance the step size is tuned to; 0 takes the sampler's default."""
+    sigma: float = 0.1
+    """Noise of denoising objectives, in whitened coordinates."""
+    noise: Literal["mixture", "gaussian"] = "mixture"
+    """What noise-contrastive objectives tell from the data: a fitted mixture of ten Gaussians, or the base."""
+    num_noise: int = 0
+    """Draws of noise a row; 0 takes the objective's default."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the tilt's hidden layers."""
     activation: Activation = "silu"
@@ -61,8 +70,8 @@ class Spec:
     """Of the averaged weights, which are the ones evaluated and kept."""
     l2: float = 0.0
     """Weight of the squared energies in the loss."""
-    whiten: Literal["auto", "full", "diagonal"] = "auto"
-    """How data are whitened: by a full covariance, by standard deviations, or full where the rows suffice."""
+    whiten: Literal["auto", "full", "diagonal", "none"] = "auto"
+    """How data are whitened: by a full covariance, by standard deviations, not at all, or full where rows suffice."""
     evaluate_every: int = 300
     """Steps between estimates of the validation log-likelihood; the best averaged weights are kept."""
     patience: int = 4
@@ -81,11 +90,13 @@ class Spec:
     def validate(self) -> None:
         """Raise ValueError naming the first setting that is out of its range."""
         from_1 = "steps", "batch_size", "chains", "evaluate_every", "checkpoint_every", "temperatures", "draws", "thin"
-        from_0 = "seed", "moves", "patience", "step_size", "learning_rate", "weight_decay", "l2"
+        from_0 = "seed", "moves", "num_noise", "patience", "step_size", "learning_rate", "weight_decay", "l2"
         smallest = dict.fromkeys(from_1, 1) | dict.fromkeys(from_0, 0) | {"annealing_chains": 2}
         for name, bound in smallest.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"{name} must be at least {bound}; got {getattr(self, name)}")
+        if not self.sigma > 0:
+            raise ValueError(f"sigma must be positive; got {self.sigma}")
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"the widths of hidden layers must be at least 1; got {self.hidden}")
         for name in ("ema_decay", "target_acceptance"):

@@ -10,7 +10,15 @@ import numpy as np
 from jax.tree_util import Partial, register_dataclass
 
 from energyflow.chains import chain_keys, evolve_from, start_cost
-from energyflow.energy import as_energy, logdensity, require_density, require_one_point, temperature
+from energyflow.energy import (
+    Normalised,
+    WithNoise,
+    as_energy,
+    logdensity,
+    require_density,
+    require_one_point,
+    temperature,
+)
 from energyflow.kernels.algorithm import carries_rungs, is_adjusted, step_size, with_step_size
 from energyflow.stepsize import by_acceptance
 from energyflow.types import Array, Kernel, Key, LogDensity, Scalar, Tree
@@ -58,7 +66,8 @@ def annealing_path(energy: Any, base: Any = None, order: float = 1.0) -> Path:
         why = getattr(energy, "why_no_base", None) or "pass one, or a tilted energy"
         raise ValueError(f"annealing needs a base distribution to start from: {why}")
     require_one_point(base)
-    if base is None or base is own:
+    base = own if base is None else base
+    if base is own and not isinstance(energy, Normalised | WithNoise):  # which have a base without being its tilt
         return Path(own, Partial(_tilt, energy.energy), order)
     return Path(base, Partial(_ratio, logdensity(energy), base), order)
 

@@ -90,7 +90,7 @@ def _residual(velocity: Any, x: Tree, noise: Tree, r: Scalar, t: Scalar) -> tupl
     u, change = jax.jvp(velocity, (z, r, t), (v, jnp.zeros_like(r), jnp.ones_like(t)))
     target = jax.lax.stop_gradient(jax.tree.map(lambda v, c: v - (t - r) * c, v, change))
     gaps = jax.tree.leaves(jax.tree.map(jnp.subtract, u, target))
-    return sum(jnp.sum(g**2) for g in gaps), jnp.asarray(sum(g.size for g in gaps))
+    return jnp.sum(jnp.stack([jnp.sum(g**2) for g in gaps])), jnp.asarray(sum(g.size for g in gaps))
 
 
 def _require_rows(key: Key, velocity: Any, batch: Tree) -> None:

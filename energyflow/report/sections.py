@@ -48,11 +48,17 @@ def _what_was_trained(summary: dict[str, Any]) -> str:
     rows = "/".join(number(data.get(f"num_{part}")) for part in ("train", "validation", "test"))
     return (
         f"Data: {data.get('description') or 'not described'}; {number(data.get('dim'))} dimensions, {rows} rows to "
-        f"train, validate and test. Sampler: {sampler.get('kernel') or 'unknown'}, negatives: "
-        f"{sampler.get('negatives') or 'unknown'}. "
+        f"train, validate and test. {_how(sampler)} "
         f"{number(summary.get('steps'))} steps{f' (best: {number(best)})' if best is not None else ''} in "
         f"{duration(summary.get('seconds'))}, energyflow {summary.get('version') or 'of unknown version'}."
     )
+
+
+def _how(sampler: dict[str, Any]) -> str:
+    objective = sampler.get("objective") or "contrastive"
+    if objective != "contrastive":
+        return f"Objective: {objective}, no sampler."
+    return f"Sampler: {sampler.get('kernel') or 'unknown'}, negatives: {sampler.get('negatives') or 'unknown'}."
 
 
 def certified_numbers(run: Run) -> str:

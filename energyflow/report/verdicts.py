@@ -51,6 +51,7 @@ STOPPED = {
 
 
 NUMBERS = {
+    "objective": "objective of training",
     "kernel": "kernel of training",
     "negatives": "negatives of training",
     "temperature": "temperature of training",

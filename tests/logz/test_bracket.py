@@ -313,6 +313,17 @@ def test_adaptive_schedule_and_steps_follow_the_path(key):
 
 
 @pytest.mark.lenient("numpyro")
+@pytest.mark.parametrize("form", ["normalised", "with_noise"])
+def test_an_energy_that_only_has_a_base_is_annealed_whole(form, key):
+    """Neither form is the tilt of its base: exp(-f) q / e^c integrates to Z e^-c, Z = E_q[exp(-|x|^2/2)] = 1/2."""
+    base = dist.Normal(jnp.zeros(2), 1.0).to_event(1)
+    tilt = ef.tilt(lambda x: jnp.sum(x**2) / 2, base)
+    energy = ef.normalised(tilt, 0.7) if form == "normalised" else ef.with_noise(ef.normalised(tilt, 0.7), base)
+    found = ef.bracket(key, energy, num_temperatures=100, num_chains=256, reverse=False)
+    assert abs(found.log_z - (-0.7 - np.log(2))) < max(4 * found.stderr, 0.02)
+
+
+@pytest.mark.lenient("numpyro")
 def test_base_draws_outside_the_support_weigh_nothing(key):
     """A Gaussian cut in half by a wall: half of the chains start where the target has no mass."""
     half = lambda x: jnp.where(x[0] > 0, 0.5 * jnp.sum((x / 0.8) ** 2), jnp.inf)  # noqa: E731
