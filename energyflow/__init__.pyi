@@ -2,6 +2,7 @@
 
 from . import (
     chains as chains,
+    couplings as couplings,
     diagnostics as diagnostics,
     energies as energies,
     energy as energy,
@@ -29,7 +30,9 @@ from .chains import (
     sample_chains as sample_chains,
 )
 from .checkpoint import load as load, save as save
+from .descent import descend as descend
 from .diagnostics import (
+    asymmetry as asymmetry,
     by_chain as by_chain,
     check as check,
     probe_modes as probe_modes,
@@ -43,6 +46,14 @@ from .energies.bases import (
     uniform_spins as uniform_spins,
 )
 from .energies.discrete import rbm as rbm, rbm_marginal as rbm_marginal
+from .energies.fields import (
+    dot_energy as dot_energy,
+    field as field,
+    mlp_field as mlp_field,
+    norm_energy as norm_energy,
+    residual_mlp_field as residual_mlp_field,
+    sum_landscapes as sum_landscapes,
+)
 from .energies.fitted import drawn_noise as drawn_noise, gaussian_base as gaussian_base, mixture_base as mixture_base
 from .energies.flows import flow as flow
 from .energies.lattices import ising as ising
@@ -53,14 +64,17 @@ from .energies.nets import (
     mlp as mlp,
     residual_cnn as residual_cnn,
 )
+from .energies.noisy import noise_conditional_mlp as noise_conditional_mlp
 from .energies.transforms import bounded as bounded, transformed as transformed
 from .energy import (
     Frozen as Frozen,
+    condition as condition,
     frozen as frozen,
     kind as kind,
     landscape as landscape,
     logdensity as logdensity,
     normalised as normalised,
+    normalised_levels as normalised_levels,
     sum_energies as sum_energies,
     temperature as temperature,
     tempered as tempered,
@@ -86,9 +100,11 @@ from .kernels import (
     mclmc as mclmc,
     nuts as nuts,
     parallel_tempering as parallel_tempering,
+    ramped_langevin as ramped_langevin,
     rmh as rmh,
     sgld as sgld,
     slice_sampling as slice_sampling,
+    temperature_ramp as temperature_ramp,
     tune_ladder as tune_ladder,
     ula as ula,
 )
@@ -108,8 +124,10 @@ from .negatives import (
     cd as cd,
     from_base as from_base,
     from_data as from_data,
+    from_either as from_either,
     from_normal as from_normal,
     from_sampler as from_sampler,
+    from_source as from_source,
     from_uniform as from_uniform,
     pcd as pcd,
     replay as replay,
@@ -120,22 +138,37 @@ from .objectives import (
     conditional_nce as conditional_nce,
     contrastive as contrastive,
     denoising_score_matching as denoising_score_matching,
+    dual_score_matching as dual_score_matching,
+    energy_matching as energy_matching,
+    equilibrium_matching as equilibrium_matching,
     finite_difference_score_matching as finite_difference_score_matching,
     flow_contrastive as flow_contrastive,
+    in_turn as in_turn,
     maximum_likelihood as maximum_likelihood,
     mean_flow as mean_flow,
     nce as nce,
+    noise_level_classification as noise_level_classification,
+    normalise_at as normalise_at,
     one_step as one_step,
     ranking_nce as ranking_nce,
     reverse_kl as reverse_kl,
     score_matching as score_matching,
     sliced_score_matching as sliced_score_matching,
     stateless as stateless,
+    transport_matching as transport_matching,
 )
 from .runs import load_run as load_run
 from .sampling import run as run
 from .stepsize import by_acceptance as by_acceptance, by_jump as by_jump
-from .training import TrainState as TrainState, guarded as guarded, init as init, make_step as make_step, train as train
+from .training import (
+    TrainState as TrainState,
+    guarded as guarded,
+    init as init,
+    make_step as make_step,
+    remarks as remarks,
+    train as train,
+)
+from .transport import transport_langevin as transport_langevin, transport_run as transport_run
 from .tuning import tune as tune
 from .unbiased import unbiased_gradient as unbiased_gradient
 from .walkers import jarzynski as jarzynski, live_log_z as live_log_z

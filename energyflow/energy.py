@@ -240,6 +240,65 @@ def with_noise(energy: Any, noise: Any) -> WithNoise:
     return WithNoise(as_energy(energy), noise)
 
 
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class NormalisedLevels:
+    """The energy `E(x, sigma)/T + log Z(sigma)` with log Z trained at each level of a ladder; see `normalised_levels`.
+
+    log_z: (L - 1,), of all levels but the first, less that of the first. frozen_sigmas: (L,).
+    """
+
+    energy: Any
+    log_z: Any
+    frozen_sigmas: Frozen
+
+    def __call__(self, x: Tree, sigma: Scalar | float, *cond: Tree) -> Scalar:
+        levels = jnp.log(jnp.asarray(jax.lax.stop_gradient(self.frozen_sigmas.value), self.log_z.dtype))
+        log_z = jnp.interp(jnp.log(sigma), levels[::-1], jnp.append(0, self.log_z)[::-1])
+        return self.energy(x, sigma, *cond) / temperature(self.energy) + log_z
+
+
+def normalised_levels(energy: Any, sigmas: Any) -> NormalisedLevels:
+    """Return a noise-conditional energy `E(x, sigma)` whose log Z at each level is trained with it, at temperature 1.
+
+    sigmas: (L,), strictly decreasing. That of the first level is held at 0, since an offset of all levels is free, and
+    between levels log Z is linear in log sigma. For classification of noise levels, of an energy that has no offset of
+    its own at each level. Raises ValueError for a landscape and for sigmas that are not such a ladder of two or more.
+    """
+    require_density(energy, "a normaliser")
+    levels = jnp.asarray(sigmas, float)
+    if levels.ndim != 1 or levels.size < 2 or not bool((jnp.diff(levels) < 0).all() and levels[-1] > 0):
+        raise ValueError(f"sigmas must be two or more positive, strictly decreasing noise levels (L,); got {sigmas}")
+    return NormalisedLevels(as_energy(energy), jnp.zeros(levels.size - 1), Frozen(levels))
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class Conditioned:
+    """The energy `x -> E(x, *cond)` of one point, with the temperature and kind of E; made by `condition`."""
+
+    energy: Any
+    frozen_cond: Frozen
+
+    @property
+    def temperature(self) -> Scalar | float:
+        """T of the energy, unchanged."""
+        return temperature(self.energy)
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the energy, unchanged."""
+        return kind(self.energy)
+
+    def __call__(self, x: Tree) -> Scalar:
+        return self.energy(x, *jax.lax.stop_gradient(self.frozen_cond.value))
+
+
+def condition(energy: Any, *cond: Tree) -> Conditioned:
+    """Return `E(x, *cond)` as an energy of x alone: at one noise level, say, or of one class."""
+    return Conditioned(as_energy(energy), Frozen(cond))
+
+
 def partition(tree: Tree) -> tuple[Tree, Tree]:
     """Split into (trainable, rest): floating-point leaves outside `Frozen` nodes, and everything else.
 

@@ -90,6 +90,27 @@ def _from_sampler(key: Key, energy: Any, batch: Tree, num: int, sample: Callable
     return sample(key, num)
 
 
+def from_source(source: Any) -> Start:
+    """Start at draws of a distribution over one point, anything with `sample(key, shape)`."""
+    return Partial(_from_source, source)
+
+
+def _from_source(source: Any, key: Key, energy: Any, batch: Tree, num: int) -> Tree:
+    return source.sample(key, (num,))
+
+
+def from_either(first: Start, second: Start, share: float = 0.5) -> Start:
+    """Start the first `share` of the chains where `first` does and the others where `second` does."""
+    return Partial(_from_either, as_energy(first), as_energy(second), share)
+
+
+def _from_either(first: Start, second: Start, share: Any, key: Key, energy: Any, batch: Tree, num: int) -> Tree:
+    keys = jax.random.split(key)
+    is_first = jnp.arange(float(num)) < jnp.round(share * num)
+    a, b = first(keys[0], energy, batch, num), second(keys[1], energy, batch, num)
+    return jax.tree.map(lambda a, b: _where(is_first, a, b), a, b)
+
+
 @register_dataclass
 @dataclass(frozen=True)
 class ShortRun:

@@ -59,7 +59,7 @@ def annealed_langevin(
     Raises ValueError for levels that are not such, starts that are not finite or share no leading axis, steps that are
     not positive, and an energy that returns no scalar; TypeError for a kernel whose step is already set.
     """
-    sigmas = _checked(sigmas)
+    sigmas = checked_ladder(sigmas)
     if not callable(kernel) or "step_size" in getattr(kernel, "keywords", {}):
         raise TypeError(
             f"kernel makes a kernel of each level's step: give ef.mala, not ef.mala(0.1); got {kernel!r:.40}"
@@ -87,7 +87,8 @@ def annealed_langevin(
     return AnnealedLangevin(position, rate, jump, divergent, steps, total)
 
 
-def _checked(sigmas: Any) -> np.ndarray:
+def checked_ladder(sigmas: Any) -> np.ndarray:
+    """Return noise levels as float64, (L,). Raises ValueError unless finite, positive and strictly decreasing."""
     sigmas = np.asarray(sigmas, np.float64)
     if sigmas.ndim != 1 or len(sigmas) == 0:
         raise ValueError(f"sigmas must be one noise level per rung, shape (L,); got shape {sigmas.shape}")

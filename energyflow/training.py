@@ -21,6 +21,9 @@ import optax
 from energyflow.energy import as_energy, combine, partition
 from energyflow.types import Array, Key, Objective, Tree, as_key
 
+TOO_EASY = 0.95
+"""Accuracy over which telling noise from data teaches little (Gutmann and Hyvarinen 2012)."""
+
 
 class TrainState(NamedTuple):
     """Everything a run is: `step(state, batch)` is a pure function of it, and a checkpoint holds it whole.
@@ -136,7 +139,31 @@ def guarded(
         yield state, metrics
 
 
-def _floats(metrics: dict[str, Array]) -> dict[str, float]:
+def remarks(metrics: dict[str, Any]) -> list[str]:
+    """Return what one row of metrics says against what is learned, a sentence each; training goes on.
+
+    Of an `accuracy` over 0.95 and a `weight_of_data` over 0.95 (the noise, or the next noise level, is too easy to
+    tell), of an `acceptance_rate` under 0.05 (chains stand still) and of one effective walker in `ess`.
+    """
+    row, found = _floats(metrics), []
+    if row.get("accuracy", 0.0) > TOO_EASY:
+        found.append(
+            f"the accuracy is {row['accuracy']:.2f}: what is told from the data is too easy, and teaches little of its "
+            "density; use noise nearer to the data (a fitted mixture, a flow, a tempered energy) or closer noise levels"
+        )
+    if row.get("weight_of_data", 0.0) > TOO_EASY:
+        found.append(
+            f"the row has weight {row['weight_of_data']:.2f} among its noise, which is too easy: use noise nearer to "
+            "the data, or more of it"
+        )
+    if row.get("acceptance_rate", 1.0) < 0.05:
+        found.append(f"the acceptance rate is {row['acceptance_rate']:.3f}: chains stand still; lower the step size")
+    if "resampled" in row and row.get("ess", 2.0) < 2:
+        found.append("one walker has all the weight: lower the learning rate, or move the walkers more between updates")
+    return found
+
+
+def _floats(metrics: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 

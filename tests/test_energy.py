@@ -196,3 +196,37 @@ def test_adding_a_constant_shifts_the_log_density_by_it():
     shift = jax.tree_util.Partial(lambda c, x: quartic(x) + c, jnp.array(8.0))
     assert jnp.allclose(en.logdensity(shift)(X), en.logdensity(quartic)(X) - 8.0, rtol=1e-6)
     assert jnp.array_equal(jax.grad(en.logdensity(shift))(X), jax.grad(en.logdensity(quartic))(X))
+
+
+def test_a_condition_leaves_an_energy_of_one_point_with_the_same_density():
+    energy = en.tempered(Partial(lambda c, x, centre: c * shifted(x, centre), jnp.array(2.0)), 0.5)
+    centre = jnp.array([1.0, 2.0])
+    at = en.condition(energy, centre)
+    assert at(X) == energy(X, centre)
+    assert en.logdensity(at)(X) == en.logdensity(energy, centre)(X)
+    assert (en.temperature(at), en.kind(at)) == (0.5, "tempered")
+    assert len(jax.tree.leaves(en.partition(at)[0])) == 1  # neither the condition nor the temperature is trained
+    assert en.kind(en.condition(en.landscape(shifted), centre)) == "landscape"
+
+
+LADDER = [8.0, 2.0, 0.5]
+
+
+def test_each_level_has_a_log_z_and_the_first_is_zero():
+    energy = en.tempered(lambda x, sigma: sigma * quadratic(x), 0.5)
+    levels = en.normalised_levels(energy, LADDER)
+    (start,) = jax.tree.leaves(en.partition(levels)[0])
+    assert jnp.array_equal(start, jnp.zeros(2))  # all that is trained
+    levels = en.NormalisedLevels(levels.energy, jnp.array([1.5, -2.0]), levels.frozen_sigmas)
+    # On the ladder, half-way between levels on a log scale, and beyond both ends.
+    for sigma, log_z in ((8.0, 0.0), (2.0, 1.5), (0.5, -2.0), (4.0, 0.75), (1.0, -0.25), (99.0, 0.0), (0.01, -2.0)):
+        assert jnp.allclose(levels(X, sigma), sigma * quadratic(X) / 0.5 + log_z, rtol=1e-6)
+    assert en.temperature(levels) == 1.0
+
+
+def test_levels_must_be_a_ladder_and_their_energy_a_density():
+    for sigmas in ([1.0], [1.0, 2.0], [1.0, 0.0], 1.0, [[2.0, 1.0]]):
+        with pytest.raises(ValueError, match="strictly decreasing noise levels"):
+            en.normalised_levels(quadratic, sigmas)
+    with pytest.raises(ValueError, match="landscape"):
+        en.normalised_levels(en.landscape(quadratic), LADDER)

@@ -94,6 +94,18 @@ def test_the_noise_sets_the_temperature(tmp_path):
         assert abs(measured / claimed - 1) < 4.5 * 0.014 + 0.005
 
 
+@pytest.mark.slow
+def test_denoising_gives_a_far_mode_any_weight_and_the_other_losses_its_own(tmp_path):
+    """After 400 steps of 800 the losses that see the weights are within 0.05 of a quarter; denoising is 0.2 off."""
+    text = run("mode_weights", tmp_path, "--steps", "400")
+    assert "equal weights: 0.131 nats from the data, Fisher divergence 1.5e-06" in text
+    rows = re.findall(r"(\w+) (?:score matching|classification) +seed \d: left mode (\d\.\d+)", text)
+    shares = {name: [float(share) for row, share in rows if row == name] for name, _ in rows}
+    assert list(shares) == ["denoising", "dual", "level"] and len(rows) == 6
+    assert max(abs(share - 0.25) for share in shares["denoising"]) > 0.1
+    assert max(abs(share - 0.25) for share in shares["dual"] + shares["level"]) < 0.1
+
+
 def test_every_example_is_tested_and_short():
     names = set(re.findall(r'run\("(\w+)"', Path(__file__).read_text()))
     assert names == {path.stem for path in EXAMPLES.glob("*.py")}

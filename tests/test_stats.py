@@ -1,10 +1,11 @@
-"""Nested R-hat and BFMI against hand computations and the laws of independent draws."""
+"""Nested R-hat, BFMI and the energy distance against hand computations and the laws of independent draws."""
 
 import arviz
 import numpy as np
 import pytest
+from scipy.special import erf
 
-from energyflow.stats import bfmi, nested_r_hat, nested_variances, superchain_labels
+from energyflow.stats import bfmi, energy_distance, nested_r_hat, nested_variances, superchain_labels
 from laws import assert_mean, assert_not_mean
 
 pytestmark = pytest.mark.core
@@ -100,3 +101,50 @@ def test_bfmi_needs_energies_by_chain():
     for shape in [(5,), (2, 1)]:
         with pytest.raises(ValueError, match="BFMI needs energies"):
             bfmi(np.zeros(shape))
+
+
+def mean_distance(mean, variance):
+    """E|z| of a normal."""
+    sd = np.sqrt(variance)
+    return sd * np.sqrt(2 / np.pi) * np.exp(-(mean**2) / (2 * variance)) + mean * erf(mean / (sd * np.sqrt(2)))
+
+
+def test_energy_distance_is_the_hand_computed_one():
+    """Between: 0, 3, 1, 2; within: 1 and 3."""
+    assert energy_distance([0.0, 1.0], [0.0, 3.0]) == pytest.approx(2 * 1.5 - 1 - 3, abs=1e-15)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_energy_distance_of_normals_is_unbiased(shift, rng):
+    """In one dimension all differences are normal; the V-statistic, with each point's distance to itself, is not."""
+    n, m = 20, 30
+    expected = 2 * mean_distance(shift, 3.0) - mean_distance(0, 2.0) - mean_distance(0, 4.0)
+    x, y = rng.normal(size=(2000, n, 1)), shift + np.sqrt(2) * rng.normal(size=(2000, m, 1))
+    found = np.array([energy_distance(a, b) for a, b in zip(x, y, strict=True)])
+    assert_mean(found, expected)
+    assert_not_mean(found + mean_distance(0, 2.0) / n + mean_distance(0, 4.0) / m, expected)
+
+
+def test_energy_distance_flattens_points_and_works_in_blocks(rng):
+    x, y = rng.normal(size=(4000, 2, 3)), rng.normal(size=(3000, 6))
+    assert abs(energy_distance(x, y)) < 0.01 < energy_distance(x, y + 0.2)
+    z = x.reshape(-1, 6)
+    gaps = [
+        np.sqrt(np.square(a[:, None] - b[None]).sum(-1))
+        for a, b in ((z[:300], y[:200]), (z[:300],) * 2, (y[:200],) * 2)
+    ]
+    expected = 2 * gaps[0].mean() - gaps[1].sum() / 300 / 299 - gaps[2].sum() / 200 / 199
+    assert energy_distance(x[:300], y[:200]) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "words"),
+    [
+        (np.zeros((1, 2)), np.zeros((3, 2)), "two points or more"),
+        (np.zeros((3, 2)), np.zeros((3, 3)), "of one dimension"),
+        (np.full((3, 2), np.nan), np.zeros((3, 2)), "finite"),
+    ],
+)
+def test_energy_distance_refuses_what_has_none(x, y, words):
+    with pytest.raises(ValueError, match=words):
+        energy_distance(x, y)

@@ -320,3 +320,22 @@ def test_eight_gaussians_with_unadjusted_negatives_blow_up_and_are_caught(number
         end_of(ef.guarded(ef.train(start, step, map(jax.jit(batch), range(1, 8001)))))
     # A runaway starts slowly: the state kept is one from before it spoiled the model.
     assert divergence_from_data(caught.value.state.energy) < divergence_from_data(start.energy)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ({"accuracy": 0.97}, "accuracy is 0.97"),
+        ({"weight_of_data": 0.99}, "too easy"),
+        ({"acceptance_rate": 0.01}, "stand still"),
+        ({"ess": 1.2, "resampled": 1.0}, "one walker has all the weight"),
+    ],
+)
+def test_remarks_say_what_a_row_of_metrics_means(metrics, words):
+    (sentence,) = ef.remarks({name: jnp.float32(value) for name, value in metrics.items()})
+    assert words in sentence
+
+
+def test_healthy_metrics_earn_no_remark():
+    row = {"accuracy": 0.7, "weight_of_data": 0.3, "acceptance_rate": 0.6, "ess": 300.0, "resampled": 0.0}
+    assert ef.remarks(row) == [] == ef.remarks({"loss": 1.0, "ess": 1.0})

@@ -1,7 +1,8 @@
-"""Floor 6: what the draws say of themselves, and a probe for what they cannot say."""
+"""Floor 6: what the draws say of themselves, a probe for what they cannot say, and whether a field has an energy."""
 
 from energyflow.diagnostics.by_chain import by_chain
 from energyflow.diagnostics.checks import Check, check
+from energyflow.diagnostics.curl import asymmetry
 from energyflow.diagnostics.export import from_netcdf, read_trace, summary, to_arviz, to_netcdf
 from energyflow.diagnostics.probe import Probe, probe_modes
 from energyflow.diagnostics.superchains import superchain_starts
@@ -9,6 +10,7 @@ from energyflow.diagnostics.superchains import superchain_starts
 __all__ = [
     "Check",
     "Probe",
+    "asymmetry",
     "by_chain",
     "check",
     "from_netcdf",

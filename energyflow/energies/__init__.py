@@ -3,12 +3,15 @@
 from energyflow.energies.analytic import funnel, gaussian
 from energyflow.energies.bases import bernoulli_base, categorical_base, uniform_spins
 from energyflow.energies.discrete import rbm, rbm_marginal
+from energyflow.energies.fields import dot_energy, field, mlp_field, norm_energy, residual_mlp_field, sum_landscapes
 from energyflow.energies.fitted import drawn_noise, gaussian_base, mixture_base
 from energyflow.energies.flows import flow
+from energyflow.energies.interacting import interacting
 from energyflow.energies.lattices import ising
 from energyflow.energies.mixtures import eight_gaussians, gaussian_mixture, gmm40, student_mixture
 from energyflow.energies.modules import from_apply, from_nnx, to_nnx
 from energyflow.energies.nets import classifier_energy, cnn, mlp, residual_cnn
+from energyflow.energies.noisy import noise_conditional_mlp
 from energyflow.energies.rings import rings
 from energyflow.energies.transforms import bounded, transformed
 from energyflow.energies.wells import double_well, four_wells, many_well
@@ -20,10 +23,12 @@ __all__ = [
     "categorical_base",
     "classifier_energy",
     "cnn",
+    "dot_energy",
     "double_well",
     "drawn_noise",
     "eight_gaussians",
     "flow",
+    "field",
     "four_wells",
     "from_apply",
     "from_nnx",
@@ -32,16 +37,22 @@ __all__ = [
     "gaussian_base",
     "gaussian_mixture",
     "gmm40",
+    "interacting",
     "ising",
     "many_well",
     "mixture_base",
     "mlp",
+    "noise_conditional_mlp",
+    "mlp_field",
+    "norm_energy",
     "rbm",
     "rbm_marginal",
     "residual_cnn",
+    "residual_mlp_field",
     "rings",
     "stiff_gaussian",
     "student_mixture",
+    "sum_landscapes",
     "to_nnx",
     "transformed",
     "uniform_spins",

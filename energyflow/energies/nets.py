@@ -47,19 +47,43 @@ class MLP(nnx.Module):
     ) -> None:
         widths = (dim, *hidden, num_outputs)
         self.shape, self.activation = (dim,), _known(activation)
-        self.layers = nnx.List(
-            [
-                nnx.Linear(m, n, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
-                for m, n in zip(widths[:-1], widths[1:], strict=True)
-            ]
-        )
+        self.layers = nnx.List([_dense(m, n, rngs=rngs) for m, n in zip(widths[:-1], widths[1:], strict=True)])
 
     def __call__(self, x: Array) -> Array:
-        _require_shape(x, self.shape)
+        require_shape(x, self.shape)
         *inner, last = self.layers
         for layer in inner:
             x = ACTIVATIONS[self.activation](layer(x))
         return last(x)
+
+
+class ResidualMLP(nnx.Module):
+    """A multilayer perceptron with skips, shape (N, dim) -> (N, num_outputs).
+
+    One dense layer to `width`, `depth` blocks `h + act(dense(h))` and one dense layer out.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        width: int = 512,
+        depth: int = 3,
+        *,
+        num_outputs: int = 1,
+        activation: str = "silu",
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.shape, self.activation = (dim,), _known(activation)
+        self.first = _dense(dim, width, rngs=rngs)
+        self.blocks = nnx.List([_dense(width, width, rngs=rngs) for _ in range(depth)])
+        self.last = _dense(width, num_outputs, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        require_shape(x, self.shape)
+        h = self.first(x)
+        for block in self.blocks:
+            h = h + ACTIVATIONS[self.activation](block(h))
+        return self.last(h)
 
 
 class ConvBlock(nnx.Module):
@@ -101,7 +125,7 @@ class CNN(nnx.Module):
         self.out = nnx.Linear(height * width * widths[-1], num_outputs, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        _require_shape(x, self.shape)
+        require_shape(x, self.shape)
         for block in self.blocks:
             x = block(x)
         return self.out(x.reshape(x.shape[0], -1))
@@ -151,7 +175,7 @@ class ResidualCNN(nnx.Module):
         self.out = nnx.Linear(channels, num_outputs, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        _require_shape(x, self.shape)
+        require_shape(x, self.shape)
         h = self.stem(x)
         for i, block in enumerate(self.blocks):
             h = block(self.halve(h) if i == len(self.blocks) // 2 else h)
@@ -258,9 +282,15 @@ def group_norm(channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
     return nnx.GroupNorm(channels, num_groups=groups, use_fast_variance=False, rngs=rngs)
 
 
+# One object for all layers, since flax compares initialisers by identity.
+_KERNEL_INIT = nnx.initializers.he_normal()
 # With zero biases a blank image has variance 0 in every group, where GroupNorm's slope is 1/sqrt(epsilon): eight
-# layers then have scores of 1e7 at x = 0. One object for all layers, since flax compares initialisers by identity.
+# layers then have scores of 1e7 at x = 0.
 _BIAS_INIT = nnx.initializers.normal(0.3)
+
+
+def _dense(inputs: int, outputs: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(inputs, outputs, kernel_init=_KERNEL_INIT, rngs=rngs)
 
 
 def _conv(channels_in: int, channels: int, *, strides: int = 1, rngs: nnx.Rngs) -> nnx.Conv:
@@ -280,6 +310,7 @@ def _non_negative(confinement: float) -> float:
     return float(confinement)
 
 
-def _require_shape(x: Array, shape: tuple[int, ...]) -> None:
+def require_shape(x: Array, shape: tuple[int, ...]) -> None:
+    """Raise ValueError for a batch whose points have another shape."""
     if x.shape[1:] != shape:
         raise ValueError(f"this network scores points of shape {shape}; got {x.shape[1:]}: vmap over batches")

@@ -16,7 +16,15 @@ from energyflow.kernels.continuous import (
 )
 from energyflow.kernels.discrete import dmala, dula, gibbs_with_gradients
 from energyflow.kernels.ladders import geometric_ladder, tune_ladder
-from energyflow.kernels.langevin import langevin, langevin_temperature, mclmc, sgld, ula
+from energyflow.kernels.langevin import (
+    langevin,
+    langevin_temperature,
+    mclmc,
+    ramped_langevin,
+    sgld,
+    temperature_ramp,
+    ula,
+)
 from energyflow.kernels.tempering import parallel_tempering
 
 __all__ = [
@@ -42,10 +50,12 @@ __all__ = [
     "name_of",
     "nuts",
     "parallel_tempering",
+    "ramped_langevin",
     "rmh",
     "sgld",
     "slice_sampling",
     "step_size",
+    "temperature_ramp",
     "tune_ladder",
     "ula",
     "with_settings",

@@ -25,6 +25,13 @@ class LangevinState(NamedTuple):
     position: Tree
 
 
+class RampedState(NamedTuple):
+    """The position and its clock, shape (); like a momentum, the clock survives a change of the energy."""
+
+    position: Tree
+    time: Scalar
+
+
 class _LangevinInfo(NamedTuple):
     num_integration_steps: int
 
@@ -117,6 +124,48 @@ def _langevin(
 
     algorithm = pair(lambda position, key: LangevinState(position), step)
     temperature = 1.0 if noise_scale is None else langevin_temperature(step_size, sigma)
+    return adapt(algorithm, adjusted=False, reversible=False, temperature=temperature)
+
+
+def temperature_ramp(time: Any, temperature: Any = 1.0, onset: Any = 0.8) -> Any:
+    """Return the temperature of noise that comes on with time (Balcerak et al. 2025).
+
+    0 before `onset`, then linear up to `temperature` at time 1, and that from there on; a step for an onset of 1.
+    """
+    risen = jnp.clip((time - onset) / jnp.maximum(1 - onset, 1e-6), 0.0, 1.0)
+    return temperature * jnp.where(time >= 1, 1.0, risen)
+
+
+def ramped_langevin(step_size: float, time_step: float, *, onset: float = 0.8, temperature: float = 1.0) -> Kernel:
+    """Langevin whose noise comes on with time, `x + h grad logp + sqrt(2 h eps(t)) z` (Balcerak et al. 2025).
+
+    It descends until `onset` and is unadjusted Langevin at `temperature` from t = 1 on; eps is `temperature_ramp`.
+    step_size: h. time_step: what a move adds to its clock t, which starts at 0; for a potential V at temperature T of
+    its own, `-grad V` is a velocity and h is T times as much. Chains that are carried on keep their clock.
+    Raises ValueError for an onset outside [0, 1].
+    """
+    if not 0 <= onset <= 1:
+        raise ValueError(f"onset must be a time between 0 and 1; got {onset}")
+    settings = {"step_size": step_size, "time_step": time_step, "onset": onset, "temperature": temperature}
+    return Partial(_ramped_langevin, **settings)
+
+
+def _ramped_langevin(
+    logdensity: LogDensity, step_size: Scalar, time_step: Scalar, onset: Scalar, temperature: Scalar
+) -> Algorithm:
+    gradient = jax.grad(logdensity)
+
+    def step(key: Key, state: RampedState) -> tuple[RampedState, _LangevinInfo]:
+        sigma = jnp.sqrt(2 * step_size * temperature_ramp(state.time, temperature, onset))
+        moved = jax.tree.map(
+            lambda x, g, z: x + step_size * g + sigma.astype(x.dtype) * z,
+            state.position,
+            gradient(state.position),
+            normal_like(key, state.position),
+        )
+        return RampedState(moved, state.time + time_step), _LangevinInfo(1)
+
+    algorithm = pair(lambda position, key: RampedState(position, jnp.zeros((), float)), step)
     return adapt(algorithm, adjusted=False, reversible=False, temperature=temperature)
 
 

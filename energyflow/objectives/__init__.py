@@ -1,6 +1,10 @@
 """Floor 5: training objectives, one file per family."""
 
 from energyflow.objectives.contrastive import contrastive
+from energyflow.objectives.dual_score import dual_score_matching, normalise_at
+from energyflow.objectives.energy_matching import energy_matching, transport_matching
+from energyflow.objectives.equilibrium import equilibrium_matching
+from energyflow.objectives.level_classification import noise_level_classification
 from energyflow.objectives.nce import conditional_nce, flow_contrastive, maximum_likelihood, nce, ranking_nce
 from energyflow.objectives.score import (
     denoising_score_matching,
@@ -8,22 +12,29 @@ from energyflow.objectives.score import (
     score_matching,
     sliced_score_matching,
 )
-from energyflow.objectives.stateless import stateless
+from energyflow.objectives.stateless import in_turn, stateless
 from energyflow.objectives.students import mean_flow, one_step, reverse_kl
 
 __all__ = [
     "conditional_nce",
     "contrastive",
     "denoising_score_matching",
+    "dual_score_matching",
+    "equilibrium_matching",
+    "energy_matching",
     "finite_difference_score_matching",
+    "in_turn",
     "flow_contrastive",
     "maximum_likelihood",
     "mean_flow",
     "nce",
     "one_step",
+    "noise_level_classification",
+    "normalise_at",
     "ranking_nce",
     "reverse_kl",
     "score_matching",
     "sliced_score_matching",
     "stateless",
+    "transport_matching",
 ]

@@ -142,7 +142,7 @@ def _differences(step_size: Any, energy: Any, batch: Tree, key: Key, state: None
 
 def _denoising(levels: Array, power: Any, energy: Any, batch: Tree, key: Key, state: None) -> Any:
     level_key, noise_key = jax.random.split(key)
-    points, unravel = _points(batch)
+    points, unravel = flat_rows(batch)
     noise = jax.random.normal(noise_key, points.shape, points.dtype)
     rows = jax.random.randint(level_key, points.shape[:1], 0, levels.size)
     sigmas = jnp.ravel(levels)[rows].astype(points.dtype)
@@ -159,7 +159,7 @@ def _value(losses: Array, squares: Array) -> Any:
     return jnp.mean(losses), (None, {"score_norm": jnp.sqrt(jnp.mean(squares))})
 
 
-def _points(batch: Tree) -> tuple[Array, Any]:
+def flat_rows(batch: Tree) -> tuple[Array, Any]:
     """Return the rows of a batch as vectors, (B, d), and what makes a vector a position again."""
     unravel = ravel_pytree(jax.tree.map(lambda x: x[0], batch))[1]
     return jax.vmap(lambda x: ravel_pytree(x)[0])(batch), unravel
@@ -167,7 +167,7 @@ def _points(batch: Tree) -> tuple[Array, Any]:
 
 def _flat(energy: Any, batch: Tree) -> tuple[Array, Any]:
     """Return the rows of a batch as vectors, and the log density as a function of one."""
-    points, unravel = _points(batch)
+    points, unravel = flat_rows(batch)
     return points, lambda x: logdensity(energy)(unravel(x))
 
 
@@ -196,7 +196,7 @@ def _require_curvature(key: Key, energy: Any, batch: Tree) -> None:
 
 def _require_reach(step_size: float, key: Key, energy: Any, batch: Tree) -> None:
     _require_density(key, energy, batch)
-    if step_size < SMALLEST_STEP and _points(batch)[0].dtype != jnp.float64:
+    if step_size < SMALLEST_STEP and flat_rows(batch)[0].dtype != jnp.float64:
         raise ValueError(
             f"a finite-difference step of {step_size:.2g} is below float32's reach: its differences are rounding. Use "
             f"{SMALLEST_STEP} or more, or turn on JAX's x64 mode"

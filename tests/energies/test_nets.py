@@ -10,6 +10,7 @@ from flax import nnx
 
 from energyflow.energies import nets
 from energyflow.energies.modules import from_nnx, to_nnx
+from energyflow.energies.noisy import noise_conditional_mlp
 from energyflow.energy import partition
 
 BUILDERS = {
@@ -162,3 +163,48 @@ def test_classifier_energies_are_a_joint_density(confinement):
     assert jnp.allclose(joint, confinement * jnp.sum(x**2) - net(x[None])[0], rtol=1e-5)
     assert jax.tree.structure(partition(energy)[0].net.params) == jax.tree.structure(from_nnx(net).params)
     assert partition(energy)[0].confinement is None
+
+
+@pytest.mark.core
+def test_a_noise_conditional_energy_is_the_gaussian_of_large_noise():
+    """The network counts for scale/sigma of what it does without noise: 1e-3 of it is left at a thousand times."""
+    energy = noise_conditional_mlp(0, 3, (16, 16), scale=2.0)
+    u = batch_of((3,), 32)
+
+    def beyond_gaussian(sigma):
+        spread = np.hypot(2.0, sigma)
+        gaussian = jnp.sum(u**2, axis=1) / 2 + 1.5 * np.log(2 * np.pi * spread**2)
+        return jax.vmap(energy, in_axes=(0, None))(spread * u, jnp.asarray(sigma, float)) - gaussian
+
+    near, far = (float(jnp.abs(beyond_gaussian(sigma)).max()) for sigma in (0.02, 2000.0))
+    assert near > 0.1 and far < 0.02
+
+
+@pytest.mark.core
+def test_a_noise_conditional_energy_has_a_finite_z_at_every_level():
+    """Along rays it grows as the square: the network grows at most linearly."""
+    energy = noise_conditional_mlp(0, 2, (16, 16))
+    directions = batch_of((2,), 20)
+    for sigma in (1e-3, 1.0, 50.0):
+        sigma = jnp.asarray(sigma, float)
+        near, far = (jax.vmap(energy, in_axes=(0, None))(r * directions, sigma) for r in (1e2, 1e3))
+        squares = jnp.sum(directions**2, axis=1) / (2 * (1 + sigma**2))
+        assert jnp.all(far - near > 0.9 * (1e6 - 1e4) * squares - 1.0)
+
+
+def test_the_scale_of_a_noise_conditional_energy_is_the_unit_of_x_and_sigma():
+    """In d dimensions a change of units adds d log(scale): scaled points of a scaled energy are as likely."""
+    one, ten = (noise_conditional_mlp(0, 2, (8,), scale=scale) for scale in (1.0, 10.0))
+    x, sigma = jnp.array([0.3, -1.2]), jnp.asarray(0.7)
+    assert jnp.allclose(ten(10 * x, 10 * sigma), one(x, sigma) + 2 * np.log(10.0), rtol=1e-5)
+    assert jax.tree.structure(one) == jax.tree.structure(ten)  # another scale compiles nothing
+    assert len(jax.tree.leaves(partition(one)[0])) == 4  # and is not trained
+
+
+def test_bad_arguments_of_a_noise_conditional_energy_are_refused():
+    with pytest.raises(ValueError, match="scale must be positive; got 0"):
+        noise_conditional_mlp(0, 2, scale=0.0)
+    with pytest.raises(ValueError, match="unknown activation"):
+        noise_conditional_mlp(0, 2, activation="swish")
+    with pytest.raises(ValueError, match=r"points of shape \(2,\); got \(3,\)"):
+        noise_conditional_mlp(0, 2, (4,))(jnp.zeros(3), jnp.ones(()))
