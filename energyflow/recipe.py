@@ -5,27 +5,40 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 import optax
 
 from energyflow import kernels, negatives, stepsize, walkers
+from energyflow.descent import DescentDiverged, descend
+from energyflow.energies.fields import dot_energy, residual_mlp_field
 from energyflow.energies.fitted import mixture_base
+from energyflow.energies.flows import flow
 from energyflow.energies.nets import mlp
-from energyflow.energy import normalised, tilt
+from energyflow.energies.noisy import noise_conditional_mlp
+from energyflow.energy import condition, normalised, tempered, tilt, with_noise
 from energyflow.loaders import Dataset
 from energyflow.objectives import (
     conditional_nce,
     contrastive,
     denoising_score_matching,
+    dual_score_matching,
+    energy_matching,
+    equilibrium_matching,
     finite_difference_score_matching,
+    flow_contrastive,
+    in_turn,
     nce,
+    noise_level_classification,
     ranking_nce,
     score_matching,
     sliced_score_matching,
+    transport_matching,
 )
 from energyflow.spec import Spec
 from energyflow.stats import log_mean_exp
-from energyflow.types import Kernel, Negatives, Objective
+from energyflow.transport import transport_langevin
+from energyflow.types import Array, Kernel, Key, Negatives, Objective
 
 
 class Choice(NamedTuple):
@@ -55,10 +68,17 @@ SAMPLERS = {
 
 
 class Method(NamedTuple):
-    """An objective by name: what energy it trains, (spec, dim) -> energy, and the loss, (spec, data) -> objective."""
+    """An objective by name: what it trains, (spec, dim) -> energy, its loss, (spec, data) -> objective, what is judged.
+
+    judged: (spec, dim, trained) -> a density with a base. draw: for what is no density, (trained, key, starts, time) ->
+    draws and gradients a draw. horizon: its usual time.
+    """
 
     energy: Callable[[Spec, int], Any]
     objective: Callable[[Spec, Dataset], Objective]
+    judged: Callable[[Spec, int, Any], Any] = lambda spec, dim, energy: energy
+    draw: Callable[[Any, Key, Array, float], tuple[Array, float]] | None = None
+    horizon: float = 0.0
 
 
 def _base(dim: int) -> Any:
@@ -92,7 +112,58 @@ def _contrastive(spec: Spec, data: Dataset) -> Objective:
     return contrastive(build_negatives(spec), l2=spec.l2)
 
 
+def _against_flow(spec: Spec, dim: int) -> Any:
+    standard = jnp.stack([jnp.ones(dim), -jnp.ones(dim)])  # rows of mean 0 and spread 1: the data are whitened
+    return with_noise(_with_log_z(spec, dim), flow(spec.seed, standard, (max(64, dim),), 2))
+
+
+def _noisy(spec: Spec, dim: int) -> Any:
+    return noise_conditional_mlp(spec.seed, dim, spec.hidden, spec.activation)
+
+
+def _least_noisy(spec: Spec, dim: int, energy: Any) -> Any:
+    """Return the density at the smallest noise level, with a base to anneal from."""
+    return with_noise(condition(energy, spec.sigma), _base(dim))
+
+
+def _ladder(spec: Spec) -> np.ndarray:
+    return np.geomspace(LARGEST_SIGMA, spec.sigma, NUM_LEVELS)
+
+
+def _potential(spec: Spec, dim: int) -> Any:
+    return tempered(mlp(spec.seed, dim, spec.hidden, spec.activation), TRANSPORT_TEMPERATURE)
+
+
+def _transport(spec: Spec, data: Dataset) -> Objective:
+    source = _base(data.dim)
+    return in_turn(round(0.9 * spec.steps), transport_matching(source), energy_matching(source, weight=0.1))
+
+
+def _along_transport(energy: Any, key: Key, starts: Array, time: float) -> tuple[Array, float]:
+    moved = transport_langevin(key, energy, [time], starts)
+    return moved.position[-1], moved.num_gradients / len(starts)
+
+
+def _field(spec: Spec, dim: int) -> Any:
+    return residual_mlp_field(spec.seed, dim, spec.hidden[0], len(spec.hidden), spec.activation)
+
+
+def _downhill(energy: Any, key: Key, starts: Array, time: float) -> tuple[Array, float]:
+    try:
+        found = descend(energy, starts, DESCENT_STEP, max(1, round(time / (EQM_SCALE * DESCENT_STEP))))
+    except DescentDiverged as error:
+        found = error.descent
+    return found.position, float(np.mean(found.num_gradients))
+
+
+def _equilibrium(spec: Spec, data: Dataset) -> Objective:
+    return equilibrium_matching(scale=EQM_SCALE)
+
+
 NOISE_COMPONENTS = 10
+LARGEST_SIGMA, NUM_LEVELS = 4.0, 16
+TRANSPORT_TEMPERATURE = 0.05
+EQM_SCALE, DESCENT_STEP = 4.0, 0.005
 METHODS = {
     "contrastive": Method(_tilted, _contrastive),
     "sm": Method(_tilted, lambda spec, data: score_matching()),
@@ -102,12 +173,46 @@ METHODS = {
     "nce": Method(_with_log_z, lambda spec, data: nce(_noise(spec, data), spec.num_noise or 1)),
     "ranking-nce": Method(_tilted, lambda spec, data: ranking_nce(_noise(spec, data), spec.num_noise or 16)),
     "conditional-nce": Method(_tilted, lambda spec, data: conditional_nce(spec.num_noise or 10)),
+    "flow-nce": Method(
+        _against_flow, lambda spec, data: flow_contrastive(spec.num_noise or 1), lambda spec, dim, pair: pair.energy
+    ),
+    "dual-sm": Method(_noisy, lambda spec, data: dual_score_matching(spec.sigma, LARGEST_SIGMA), _least_noisy),
+    "levels": Method(_noisy, lambda spec, data: noise_level_classification(_ladder(spec), num_levels=2), _least_noisy),
+    "em": Method(_potential, _transport, draw=_along_transport, horizon=2.0),
+    "eqm": Method(_field, _equilibrium, draw=_downhill, horizon=1.7),
+    "eqm-dot": Method(lambda spec, dim: dot_energy(_field(spec, dim)), _equilibrium, draw=_downhill, horizon=1.7),
 }
 
 
 def build_energy(spec: Spec, dim: int) -> Any:
     """Return the energy before training, over whitened coordinates (dim,)."""
     return METHODS[spec.objective].energy(spec, dim)
+
+
+def judged(spec: Spec, dim: int, energy: Any) -> Any:
+    """Return the density that a trained energy stands for, with a base; a potential or a landscape as it is."""
+    return METHODS[spec.objective].judged(spec, dim, energy)
+
+
+def horizon(spec: Spec) -> float:
+    """Return the time that draws of a potential or a landscape are moved for."""
+    return spec.horizon or METHODS[spec.objective].horizon
+
+
+def draw(spec: Spec, energy: Any, key: Key, num: int, dim: int, time: float) -> tuple[Array, float]:
+    """Return `num` draws of a potential or a landscape, whitened, moved from noise for `time`, and gradients a draw."""
+    start_key, move_key = jax.random.split(key)
+    move = METHODS[spec.objective].draw
+    if move is None:
+        raise ValueError(f"{spec.objective} trains a density: sample it by chains")
+    return move(energy, move_key, _base(dim).sample(start_key, (num,)), time)
+
+
+def whitening(spec: Spec) -> str:
+    """Return how data are whitened; what starts at noise keeps the data's own shape unless asked otherwise."""
+    if spec.whiten == "auto" and METHODS[spec.objective].draw is not None:
+        return "none"
+    return spec.whiten
 
 
 def build_kernel(spec: Spec) -> Kernel:
@@ -143,7 +248,10 @@ def build_objective(spec: Spec, data: Dataset) -> Objective:
 def build_optimizer(spec: Spec) -> optax.GradientTransformation:
     """Return AdamW with a cosine decay to 0 (Loshchilov and Hutter 2019)."""
     schedule = optax.cosine_decay_schedule(spec.learning_rate, spec.steps)
-    return optax.adamw(schedule, weight_decay=spec.weight_decay, mask=_decays)
+    decay = spec.weight_decay
+    if decay is None:
+        decay = 1.0 if METHODS[spec.objective].draw is None else 0.0
+    return optax.adamw(schedule, weight_decay=decay, mask=_decays)
 
 
 def _decays(weights: Any) -> Any:

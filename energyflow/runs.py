@@ -18,7 +18,7 @@ import numpy as np
 from energyflow import checkpoint, recipe
 from energyflow.certify import certify
 from energyflow.chains import advance_chains
-from energyflow.energy import logdensity
+from energyflow.energy import logdensity, require_density
 from energyflow.fit import fit
 from energyflow.loaders import Dataset, Scaling, load_dataset
 from energyflow.spec import Spec
@@ -26,7 +26,7 @@ from energyflow.types import Key, as_key
 
 
 class Run(NamedTuple):
-    """What a finished run left: its spec, energy (whitened coordinates), scaling and summary."""
+    """What a finished run left: its spec, what it trained (over whitened coordinates), scaling and summary."""
 
     folder: Path
     spec: Spec
@@ -39,13 +39,23 @@ class Run(NamedTuple):
 
         The bracket of log Z, `summary["log_z"]`, shifts them all by the same unknown amount.
         """
+        require_density(self.energy, "a log density")
+        if self.summary.get("log_z") is None:
+            raise ValueError("this run trained a potential, which is a density near the data alone and has no log Z")
         z = self.scaling.to_z(np.asarray(x, np.float64).reshape(len(x), -1))
         values = -np.asarray(jax.vmap(self.energy)(z), np.float64)
         return values - self.summary["log_z"]["estimate"] - self.scaling.log_det
 
     def sample(self, key: Key | int, num: int) -> np.ndarray:
-        """Return `num` new draws (num, d) in data units: kept chains, resampled and moved 200 more transitions."""
+        """Return `num` new draws (num, d) in data units.
+
+        Of a density: kept chains, resampled and moved 200 more transitions; of a potential or a landscape: from noise.
+        """
         key = as_key(key)
+        if recipe.METHODS[self.spec.objective].draw is not None:
+            dim = len(self.scaling.center)
+            z, _ = recipe.draw(self.spec, self.energy, key, num, dim, recipe.horizon(self.spec))
+            return self.scaling.from_z(np.asarray(z))
         pick, move = jax.random.split(key)
         with np.load(self.folder / "samples.npz") as file:
             kept = self.scaling.to_z(file["samples"])
@@ -67,7 +77,7 @@ def start_run(spec: Spec, folder: Path, *, command: str = "", progress: bool = T
         raise FileExistsError(f"{folder} is a file; choose another --out")
     if spec.data != "digits":
         spec = dataclasses.replace(spec, data=str(Path(spec.data).resolve()))
-    data = load_dataset(spec.data, spec.seed, whiten=spec.whiten)
+    data = load_dataset(spec.data, spec.seed, whiten=recipe.whitening(spec))
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save(folder / "scaling.npz", data.scaling)
     record = {"settings": spec.to_dict(), "version": version("energyflow-jax"), "command": command}
@@ -87,7 +97,7 @@ def resume_run(folder: Path, *, progress: bool = True) -> str:
     Raises ValueError for a folder that is no run, and where the data are no longer those that the run began with.
     """
     spec = read_spec(folder)
-    data = load_dataset(spec.data, spec.seed, whiten=spec.whiten)
+    data = load_dataset(spec.data, spec.seed, whiten=recipe.whitening(spec))
     scaling = read_scaling(folder)
     pairs = zip(scaling, data.scaling, strict=True)
     if not all(np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-6, atol=0) for a, b in pairs):
@@ -124,6 +134,7 @@ def load_run(folder: str | Path) -> Run:
     shape = json.loads((folder / "spec.json").read_text())["data"]["shape"]
     dim = int(np.prod(shape))
     energy = checkpoint.load(folder / "energy.npz", recipe.build_energy(spec, dim))
+    energy = recipe.judged(spec, dim, energy)
     return Run(folder, spec, energy, read_scaling(folder), json.loads((folder / "summary.json").read_text()))
 
 

@@ -22,7 +22,22 @@ Sampler = Literal[
     "mclmc",
 ]
 Phase = Literal["pcd", "cd", "replay", "short-run", "jarzynski"]
-Loss = Literal["contrastive", "sm", "ssm", "fd-ssm", "dsm", "nce", "ranking-nce", "conditional-nce"]
+Loss = Literal[
+    "contrastive",
+    "sm",
+    "ssm",
+    "fd-ssm",
+    "dsm",
+    "nce",
+    "ranking-nce",
+    "conditional-nce",
+    "flow-nce",
+    "dual-sm",
+    "levels",
+    "em",
+    "eqm",
+    "eqm-dot",
+]
 Activation = Literal["silu", "gelu", "softplus", "tanh", "relu"]
 
 
@@ -53,7 +68,9 @@ class Spec:
     target_acceptance: float = 0.0
     """Mean acceptance the step size is tuned to; 0 takes the sampler's default."""
     sigma: float = 0.1
-    """Noise of denoising objectives, in whitened coordinates."""
+    """Noise of denoising objectives, the smallest of those with many levels, in whitened coordinates."""
+    horizon: float = 0.0
+    """Time that draws of a potential or a landscape are moved for; 0 takes the objective's default."""
     noise: Literal["mixture", "gaussian"] = "mixture"
     """What noise-contrastive objectives tell from the data: a fitted mixture of ten Gaussians, or the base."""
     num_noise: int = 0
@@ -64,8 +81,8 @@ class Spec:
     """Activation of the tilt."""
     learning_rate: float = 1e-3
     """Adam's, decayed to 0 along a cosine."""
-    weight_decay: float = 1.0
-    """AdamW's decoupled weight decay."""
+    weight_decay: float | None = None
+    """AdamW's decoupled weight decay; by default 1 for densities, 0 for potentials and landscapes."""
     ema_decay: float = 0.999
     """Of the averaged weights, which are the ones evaluated and kept."""
     l2: float = 0.0
@@ -90,11 +107,13 @@ class Spec:
     def validate(self) -> None:
         """Raise ValueError naming the first setting that is out of its range."""
         from_1 = "steps", "batch_size", "chains", "evaluate_every", "checkpoint_every", "temperatures", "draws", "thin"
-        from_0 = "seed", "moves", "num_noise", "patience", "step_size", "learning_rate", "weight_decay", "l2"
+        from_0 = "seed", "moves", "num_noise", "patience", "step_size", "learning_rate", "l2", "horizon"
         smallest = dict.fromkeys(from_1, 1) | dict.fromkeys(from_0, 0) | {"annealing_chains": 2}
         for name, bound in smallest.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"{name} must be at least {bound}; got {getattr(self, name)}")
+        if self.weight_decay is not None and not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay must be at least 0; got {self.weight_decay}")
         if not self.sigma > 0:
             raise ValueError(f"sigma must be positive; got {self.sigma}")
         if any(width < 1 for width in self.hidden):

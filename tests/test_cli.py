@@ -345,3 +345,35 @@ def test_digits_train_in_a_fresh_process(tmp_path):
     bits, test = found["bits_per_dimension"], found["test_log_likelihood"]
     assert bits["lower"] == pytest.approx(-(test["upper"] / 64 + np.log(2 / 17)) / np.log(2))
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
+
+
+@pytest.mark.lenient("numpyro_models")
+@pytest.mark.parametrize(
+    "objective",
+    ["ssm", "eqm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nce", "levels", "em"))],
+)
+def test_each_kind_of_objective_trains_and_is_judged_as_what_it_is(objective, data, tmp_path, seed):
+    folder = tmp_path / objective
+    words = tiny.words(objective=objective, steps=20, hidden=(16, 16))
+    with tiny.quickly():
+        assert main(["train", str(data), "--out", str(folder), "--quiet", "--seed", str(seed), *words]) == 0
+    done, page = ef.load_run(folder), (folder / "report.html").read_text()
+    assert np.isfinite(done.sample(0, 5)).all()
+    if objective in ("eqm", "em"):
+        assert {"log_z", "test_log_likelihood", "check"}.isdisjoint(done.summary)
+        assert len(done.summary["draws"]["horizons"]) == 5 and "No likelihood is claimed" in done.summary["headline"]
+        assert "Horizons" in page and "Certified numbers" not in page
+        with pytest.raises(ValueError, match="landscape|potential"):
+            done.log_density(np.zeros((1, 2)))
+    else:
+        assert done.summary["kind"] == "density" and done.summary["log_z"] and "Certified numbers" in page
+        assert done.summary["sampler"]["objective"] == objective and "Horizons" not in page
+
+
+def test_weighted_walkers_are_a_negative_phase_of_the_command_line(data, tmp_path, seed):
+    folder = tmp_path / "walkers"
+    with tiny.quickly():
+        words = tiny.words(negatives="jarzynski", steps=20)
+        assert main(["train", str(data), "--out", str(folder), "--quiet", "--seed", str(seed), *words]) == 0
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {"log_z", "log_likelihood", "ess"} <= set(rows[-1])

@@ -40,6 +40,7 @@ SUMMARY = {
     "name": str,
     "version": str,
     "headline": str,
+    "kind": str,
     "steps": int,
     "best_step": int,
     "stopped": str,

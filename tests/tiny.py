@@ -58,7 +58,7 @@ def quickly() -> Iterator[None]:
     build = recipe.build_optimizer
 
     def shared(spec):
-        settings = spec.learning_rate, spec.weight_decay, spec.steps
+        settings = spec.learning_rate, spec.weight_decay, spec.steps, spec.objective
         if settings not in _optimizers:
             _optimizers[settings] = build(spec)
         return _optimizers[settings]

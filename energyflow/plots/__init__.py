@@ -10,6 +10,7 @@ from energyflow.plots.model import (
     marginals,
     sample_grid,
     scatter_2d,
+    scatter_panels,
     training_curves,
 )
 
@@ -23,6 +24,7 @@ __all__ = [
     "rank_plot",
     "sample_grid",
     "scatter_2d",
+    "scatter_panels",
     "trace_plot",
     "training_curves",
 ]

@@ -226,19 +226,29 @@ def scatter_2d(samples: Any, data: Any) -> Figure:
 
     Raises ValueError for points that are not 2-D.
     """
-    samples, data = (np.asarray(points, np.float64) for points in (samples, data))
-    for points in (samples, data):
+    return scatter_panels({"samples": samples, "data": data})
+
+
+def scatter_panels(groups: Mapping[str, Any]) -> Figure:
+    """Draw sets of points side by side: {title: points (n, 2)}, the last the data, whose range all axes have.
+
+    Raises ValueError for points that are not 2-D.
+    """
+    groups = {name: np.asarray(points, np.float64) for name, points in groups.items()}
+    for points in groups.values():
         if points.ndim != 2 or points.shape[1] != 2:
             raise ValueError(f"a scatter plot needs points (n, 2); got an array {points.shape}")
+    *_, data = groups.values()
     low, high = data.min(axis=0), data.max(axis=0)
     low, high = low - 0.25 * (high - low), high + 0.25 * (high - low)
-    figure, axes = new_axes(1, 2, 4.7, sharex=True, sharey=True)
-    for ax, points, name, colour in zip(axes[0], (samples, data), ("samples", "data"), (VERMILLION, BLUE), strict=True):
+    figure, axes = new_axes(1, len(groups), 9.4 / len(groups), sharex=True, sharey=True)
+    for ax, (name, points) in zip(axes[0], groups.items(), strict=True):
         inside = ((points >= low) & (points <= high)).all(axis=1)
         note = f", {np.sum(~inside)} outside the window" if not inside.all() else ""
-        ax.plot(*points.T, ".", color=colour, markersize=3, alpha=0.5)
+        ax.plot(*points.T, ".", color=BLUE if points is data else VERMILLION, markersize=3, alpha=0.5)
         ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
-        label(ax, "$x_0$", "$x_1$" if ax is axes[0, 0] else "", f"{name} (n = {len(points)}{note})")
+        size = f" (n = {len(points)}{note})" if len(groups) < 4 else ""
+        label(ax, "$x_0$", "$x_1$" if ax is axes[0, 0] else "", name + size)
     return figure
 
 

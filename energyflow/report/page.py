@@ -7,6 +7,7 @@ from string import Template
 
 from energyflow.report import sections
 from energyflow.report.folder import Run, read_run
+from energyflow.report.horizons import horizons
 
 SECTIONS = (
     ("Certified numbers", sections.certified_numbers),
@@ -19,6 +20,16 @@ SECTIONS = (
     ("Settings", sections.settings),
     ("How to reproduce", sections.reproduction),
 )
+
+OF_DRAWS = (
+    ("Samples beside data", sections.samples),
+    ("Horizons", horizons),
+    ("Training", sections.training),
+    ("Energies of samples, training and test rows", sections.energies),
+    ("Settings", sections.settings),
+    ("How to reproduce", sections.reproduction),
+)
+"""What applies to a potential or a landscape, which has no likelihood."""
 
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -94,5 +105,6 @@ def render(run: Run, name: str) -> str:
     """Return the page of a run; `name` is its title where the summary has none."""
     title = f"{run.summary.get('name') or name}: energyflow report"
     body = [sections.opening(run)]
-    body += [f"<section><h2>{escape(heading)}</h2>{section(run)}</section>" for heading, section in SECTIONS]
+    chosen = SECTIONS if sections.is_density(run) else OF_DRAWS
+    body += [f"<section><h2>{escape(heading)}</h2>{section(run)}</section>" for heading, section in chosen]
     return PAGE.substitute(title=escape(title), style=STYLE, body="\n".join(body))

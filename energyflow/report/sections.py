@@ -29,17 +29,27 @@ def opening(run: Run) -> str:
     if not summary:
         return absence(run, "summary.json", "this run has not been judged, and nothing here is certified")
     parts = [paragraph(str(summary.get("headline") or "This run has no headline."), "headline")]
-    verdicts = {
-        "log Z": get(summary, "log_z", "verdict") or "not estimated",
-        "sampler": get(summary, "check", "verdict") or "not checked",
-        "training": summary.get("stopped") or "unknown",
-    }
+    verdicts = {"training": summary.get("stopped") or "unknown"}
+    if is_density(run):
+        verdicts = {
+            "log Z": get(summary, "log_z", "verdict") or "not estimated",
+            "sampler": get(summary, "check", "verdict") or "not checked",
+        } | verdicts
     parts.append("<p>" + " ".join(badge(name, str(word), grade(str(word))) for name, word in verdicts.items()) + "</p>")
     stopped = str(verdicts["training"])
     problems = get(summary, "check", "problems") or []
-    words = [LOG_Z.get(str(verdicts["log Z"])), f"Sampler: {problems[0]}." if problems else None, STOPPED.get(stopped)]
+    words = [
+        LOG_Z.get(str(verdicts.get("log Z"))),
+        f"Sampler: {problems[0]}." if problems else None,
+        STOPPED.get(stopped),
+    ]
     parts.append(paragraph(" ".join(filter(None, words))))
     return "".join(parts) + paragraph(_what_was_trained(summary), "quiet")
+
+
+def is_density(run: Run) -> bool:
+    """Whether the run is judged by likelihood and chains; a potential or a landscape is by its draws."""
+    return "draws" not in run.summary
 
 
 def _what_was_trained(summary: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
-"""Floor 8: after training, judge draws, bracket log Z, compare with classical densities, say it in one sentence."""
+"""Judging a density: its draws, a bracket of log Z, classical densities beside it, all in one sentence."""
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,11 @@ import numpy as np
 from tqdm import tqdm
 
 from energyflow import recipe
+from energyflow.certify.summary import opening, plain
 from energyflow.chains import Trace, sample_chains
 from energyflow.comparisons import baselines
 from energyflow.diagnostics import check, to_netcdf
-from energyflow.energy import logdensity
+from energyflow.energy import kind, logdensity
 from energyflow.fit import Progress
 from energyflow.kernels import bind, is_adjusted, mala, step_size
 from energyflow.loaders import Dataset
@@ -26,7 +26,7 @@ from energyflow.types import Array, Key
 DRAW_CHAINS = 64
 
 
-def certify(
+def certify_density(
     spec: Spec, data: Dataset, reached: Progress, ended: str, folder: Path, *, progress: bool
 ) -> dict[str, Any]:
     """Evaluate the best averaged weights; writes samples.npz, draws.nc and logz.npz, returns the summary.
@@ -35,7 +35,10 @@ def certify(
     sampler is judged as the density it is. They start from the base and from training rows, so that they agree only
     where they mix; their check supports the draws that the reverse annealing starts from.
     """
-    energy, keys = reached.best, jax.random.split(jax.random.fold_in(jax.random.key(spec.seed), 2**31 - 1), 3)
+    energy, keys = (
+        recipe.judged(spec, data.dim, reached.best),
+        jax.random.split(jax.random.fold_in(jax.random.key(spec.seed), 2**31 - 1), 3),
+    )
     with tqdm(total=4, disable=not progress, desc="certifying", unit="part") as bar:
         trace, tuned = _draw(keys[1], energy, data, spec)
         to_netcdf(trace, folder / "draws.nc", name="z")
@@ -56,13 +59,7 @@ def certify(
         bar.update(1)
         compared = _compare(data, likelihoods["test"], log_z, spec.seed)
         bar.update(1)
-    summary = {
-        "name": data.name,
-        "version": version("energyflow-jax"),
-        "steps": int(reached.state.step),
-        "best_step": int(reached.best_step),
-        "stopped": ended,
-        "data": _describe(data),
+    summary = opening(data, reached, ended, kind(energy)) | {
         "sampler": _sampler(spec, energy, trace, tuned),
         "log_z": _log_z(log_z),
         "test_log_likelihood": _sides(likelihoods["test"]),
@@ -71,7 +68,7 @@ def certify(
         "check": check(trace)._asdict(),
         "comparisons": compared,
     }
-    return _plain(summary | {"headline": headline(summary)})
+    return plain(summary | {"headline": headline(summary)})
 
 
 def _draw(key: Key, energy: Any, data: Dataset, spec: Spec) -> tuple[Trace, Tuned]:
@@ -131,18 +128,6 @@ def _compare(data: Dataset, test: Likelihood, log_z: LogZ, seed: int) -> list[di
             }
         )
     return rows
-
-
-def _describe(data: Dataset) -> dict[str, Any]:
-    scaling = data.scaling.describe()
-    return {
-        "dim": data.dim,
-        "shape": list(data.shape),
-        "num_train": len(data.train),
-        "num_validation": len(data.validation),
-        "num_test": len(data.test),
-        "description": f"{scaling['data_units']}; {scaling['whitening']} whitening",
-    }
 
 
 def _sampler(spec: Spec, energy: Any, trace: Trace, tuned: Tuned) -> dict[str, Any]:
@@ -205,14 +190,3 @@ def headline(summary: dict[str, Any]) -> str:
         f"Test log-likelihood {test['lower']:.2f} to {test['upper']:.2f} nats; its conservative side is {word} the "
         f"best classical density ({rival}): difference {best['difference']:.2f} +- {best['difference_stderr']:.2f}."
     )
-
-
-def _plain(value: Any) -> Any:
-    """Return JSON-ready values: NumPy scalars as Python's, what is not finite as None."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (np.floating, np.integer, np.bool_)):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
