@@ -129,5 +129,5 @@ def test_the_guide_lists_every_kernel():
     section = (ROOT / "docs" / "guide.md").read_text().split("## Kernels")[1].split("## Chains")[0]
     rows = " ".join(row.split("|")[1] for row in section.splitlines() if row.startswith("| `ef."))
     helpers = {"adapt", "bind", "is_adjusted", "langevin_temperature", "step_size", "with_step_size"}
-    helpers |= {"name_of", "with_settings", "geometric_ladder", "tune_ladder"}
+    helpers |= {"name_of", "with_settings", "geometric_ladder", "tune_ladder", "temperature_ramp"}
     assert set(re.findall(r"`ef\.(\w+)\(", rows)) == set(ef.kernels.__all__) - helpers
