@@ -46,7 +46,7 @@ SUMMARY = {
     "stopped": str,
     "seconds": float,
     "data": {"dim", "shape", "num_train", "num_validation", "num_test", "description"},
-    "sampler": {"kernel", "negatives", "temperature", "adjusted", "acceptance_rate", "step_size"},
+    "sampler": {"objective", "kernel", "negatives", "temperature", "adjusted", "acceptance_rate", "step_size"},
     "log_z": SIDES
     | {"stderr", "gap", "ess", "num_chains", "num_temperatures", "num_gradients", "verdict", "provenance"},
     "test_log_likelihood": SIDES | {"stderr", "num_points"},
