@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import optax
+from losses import LOSSES, loss_case
 from peers import torch_step
 
 import energyflow as ef
@@ -160,5 +161,6 @@ def ais_case(net, num_temperatures=100):
 CASES = {
     **{f"sample {name}": functools.partial(sampling_case, name) for name in ("mala", "hmc")},
     **{f"pcd {net} {phase}": functools.partial(pcd_case, net, phase) for net in SHAPES for phase in PHASES},
+    **{f"loss {name}": functools.partial(loss_case, name) for name in LOSSES},
     **{f"ais {net} mala": functools.partial(ais_case, net) for net in SHAPES},
 }

@@ -78,9 +78,11 @@ def logdensity(energy: Any, *cond: Tree, beta: Scalar | float = 1.0) -> LogDensi
 
     energy: an energy or a plain function of one point. cond: what it is conditioned on. beta: inverse temperature of
     annealing, on top of the energy's own T.
-    Raises ValueError, when called, if the energy's value is not a scalar.
+    Raises ValueError for a landscape and, when called, if the energy's value is not a scalar.
     """
-    return Partial(_logdensity, as_energy(energy), cond, beta)
+    energy = as_energy(energy)
+    require_density(energy, "a log density")
+    return Partial(_logdensity, energy, cond, beta)
 
 
 def _logdensity(energy: Any, cond: tuple, beta: Scalar | float, x: Tree) -> Scalar:

@@ -58,7 +58,9 @@ def transport_langevin(
         raise ValueError(f"step_size must be positive and finite; got {step_size}")
     if temperature != 0:
         require_density(energy, "noise in transport")
-    own = temperature_of(energy)
+        density, own = logdensity(energy), temperature_of(energy)
+    else:
+        density, own = Partial(_downhill, energy), 1.0
     noise = 1.0 if temperature is None else temperature / own
     kernel = with_settings(
         ramped_langevin(step_size, step_size, onset=onset), step_size=step_size * own, temperature=noise
@@ -66,7 +68,7 @@ def transport_langevin(
     ends = _ends(horizons, step_size)
     position = jax.tree.map(lambda x: jnp.asarray(x, float), position)
     keys = chain_keys(as_key(key), count_chains(position))
-    path, stats = _follow(keys, energy, kernel, position, np.r_[0, ends[:-1]], ends)
+    path, stats = _follow(keys, density, kernel, position, np.r_[0, ends[:-1]], ends)
     jump, divergent = (np.asarray(x, np.float64).mean(axis=1) for x in stats)
     return TransportLangevin(path, jump, divergent, int(ends[-1]) * len(keys))
 
@@ -83,9 +85,9 @@ def _ends(horizons: Any, step_size: float) -> np.ndarray:
 
 
 @jax.jit
-def _follow(keys: Key, energy: Any, kernel: Kernel, position: Tree, begins: Any, ends: Any) -> tuple[Tree, Any]:
+def _follow(keys: Key, density: Any, kernel: Kernel, position: Tree, begins: Any, ends: Any) -> tuple[Tree, Any]:
     """Run all chains; returns their paths and (mean jump, share divergent), leading axes [horizon, chain]."""
-    algorithm = bind(kernel, logdensity(energy))
+    algorithm = bind(kernel, density)
 
     def chain(key: Key, position: Tree) -> Any:
         def move(i: Scalar, carry: tuple) -> tuple:
@@ -104,6 +106,10 @@ def _follow(keys: Key, energy: Any, kernel: Kernel, position: Tree, begins: Any,
         return jax.lax.scan(segment, state, (begins, ends))[1]
 
     return jax.vmap(chain, out_axes=1)(keys, position)
+
+
+def _downhill(energy: Any, x: Tree) -> Scalar:
+    return -energy(x)
 
 
 @register_dataclass

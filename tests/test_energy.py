@@ -103,6 +103,7 @@ def test_landscape_is_refused_by_everything_that_needs_a_density():
         lambda: en.sum_energies(quartic, valley),
         lambda: en.tilt(valley, base),
         lambda: en.tempered(valley, 0.5),
+        lambda: en.logdensity(valley),
     ):
         with pytest.raises(ValueError, match="this energy is a landscape"):
             needs_density()

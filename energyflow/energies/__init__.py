@@ -3,7 +3,15 @@
 from energyflow.energies.analytic import funnel, gaussian
 from energyflow.energies.bases import bernoulli_base, categorical_base, uniform_spins
 from energyflow.energies.discrete import rbm, rbm_marginal
-from energyflow.energies.fields import dot_energy, field, mlp_field, norm_energy, residual_mlp_field, sum_landscapes
+from energyflow.energies.fields import (
+    dot_energy,
+    field,
+    mlp_field,
+    mlp_velocity,
+    norm_energy,
+    residual_mlp_field,
+    sum_landscapes,
+)
 from energyflow.energies.fitted import drawn_noise, gaussian_base, mixture_base
 from energyflow.energies.flows import flow
 from energyflow.energies.interacting import interacting
@@ -44,6 +52,7 @@ __all__ = [
     "mlp",
     "noise_conditional_mlp",
     "mlp_field",
+    "mlp_velocity",
     "norm_energy",
     "rbm",
     "rbm_marginal",

@@ -18,7 +18,7 @@ from jax.tree_util import Partial, register_dataclass
 from energyflow.energies.modules import from_nnx
 from energyflow.energies.nets import MLP, ResidualMLP
 from energyflow.energy import Frozen, Landscape, as_energy, landscape
-from energyflow.types import Key, Kind, Scalar, Tree
+from energyflow.types import Array, Key, Kind, Scalar, Tree
 
 
 @register_dataclass
@@ -103,6 +103,28 @@ def residual_mlp_field(key: Key | int, dim: int, width: int = 512, depth: int = 
     """
     net = ResidualMLP(dim, width, depth, num_outputs=dim, activation=activation, rngs=nnx.Rngs(key))
     return Field(from_nnx(net))
+
+
+def mlp_velocity(
+    key: Key | int, dim: int, hidden: tuple[int, ...] = (128, 128, 128), activation: str = "silu"
+) -> Field:
+    """Return the average velocity u(z, r, t) of a multilayer perceptron on points of shape (dim,), for `mean_flow`.
+
+    r, t: times, (). Settings and errors otherwise as for `mlp_field`.
+    """
+    net = MLP(dim + 2, hidden, num_outputs=dim, activation=activation, rngs=nnx.Rngs(key))
+    return Field(from_nnx(Timed(net)))
+
+
+class Timed(nnx.Module):
+    """A network of points and of times beside them, shapes (N, dim), (N,), ... -> (N, num_outputs)."""
+
+    def __init__(self, net: nnx.Module) -> None:
+        self.net = net
+
+    def __call__(self, x: Array, *times: Array) -> Array:
+        columns = [jnp.asarray(time, x.dtype)[:, None] for time in times]
+        return self.net(jnp.concatenate([x, *columns], axis=1))
 
 
 def _as_field(net: Any) -> Any:

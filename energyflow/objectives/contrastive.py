@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from energyflow.energy import as_energy, temperature
+from energyflow.energy import as_energy, require_density, temperature
 from energyflow.types import Array, Key, Negatives, Objective, Tree
 
 
@@ -18,9 +18,15 @@ def contrastive(negatives: Negatives, *, l2: float = 0.0) -> Objective:
     the density when large. Metrics: `gap = E_model - E_data` (near 0 where the model fits its data; a regulariser holds
     it open; growth is the alarm), both energies, those of the negative phase, and where it knows log Z (`jarzynski`)
     `log_likelihood`, the mean over the batch.
+    Refuses a landscape when training starts.
     """
     negatives = Negatives(*map(as_energy, negatives))  # of plain functions too
-    return Objective(negatives.init, Partial(_loss, negatives, l2))
+    return Objective(Partial(_init, negatives), Partial(_loss, negatives, l2))
+
+
+def _init(negatives: Negatives, key: Key, energy: Any, batch: Tree) -> Any:
+    require_density(energy, "contrastive training")
+    return negatives.init(key, energy, batch)
 
 
 def _loss(negatives: Negatives, l2: Any, energy: Any, batch: Tree, key: Key, state: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.tree_util import Partial, register_dataclass
 
@@ -160,3 +161,9 @@ def test_offset_has_no_gradient_without_the_regulariser_and_is_no_part_of_the_ot
     plain, shifted = (gradient_of(ef.contrastive(fixed(fake)), energy(c), data) for c in (0.0, 8.0))
     assert jax.tree.leaves(plain.energies) == jax.tree.leaves(shifted.energies)
     assert shifted.energies[1].args[0] == 0
+
+
+def test_a_landscape_is_refused(key):
+    valley = ef.landscape(DoubleWell(jnp.ones(()), jnp.ones(()), jnp.zeros(())))
+    with pytest.raises(ValueError, match="contrastive training needs a density"):
+        ef.init(key, valley, ef.contrastive(ef.cd(ef.mala(0.1), 1)), optax.sgd(0.1), jnp.zeros(3))

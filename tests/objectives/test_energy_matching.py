@@ -353,9 +353,14 @@ def test_what_cannot_be_matched_is_refused(objective, energy, batch, message):
         ef.init(0, potential if energy is bowl else energy(potential), objective, optax.sgd(0.1), batch)
 
 
-def test_a_landscape_may_be_transported(key):
-    objective = ef.transport_matching(Normal())
-    ef.init(0, ef.landscape(Partial(bowl, jnp.ones(()))), objective, optax.sgd(0.1), jnp.ones((4, 1)))
+def test_a_landscape_and_a_field_may_be_transported(key):
+    """The field's loss is that of the potential whose gradient it is."""
+    objective, k, batch = ef.transport_matching(Normal()), jnp.asarray(2.0), jnp.ones((4, 1))
+    valley, slopes = ef.landscape(Partial(bowl, k)), ef.field(Partial(jnp.multiply, k))
+    ef.init(0, valley, objective, optax.sgd(0.1), batch)
+    ef.init(0, slopes, objective, optax.sgd(0.1), batch)
+    losses = [value(objective, energy, batch, jax.random.clone(key)) for energy in (valley, slopes)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
 
 
 def test_bad_settings_are_refused_in_one_sentence():
