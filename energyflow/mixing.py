@@ -58,30 +58,32 @@ def suspect_dims(draws: np.ndarray, num: int = 1) -> np.ndarray:
 
     Of the draws and of their distances from the median, both bounded by v / (1 + |v|) so that tails count no more than
     in ranks: the `num` dims whose half chains differ most; and of the draws the `num` whose batch means, a tenth of a
-    chain each, vary most. One pass over 250 draws or more of each chain, where ranks sort every dim: what that misses
-    has forgotten itself after a few draws. All dims where they or the draws are few.
+    chain each, vary most. One pass over 8000 draws or more, 125 of a chain, where ranks sort every dim: what that
+    misses has forgotten itself after a few draws. All dims where they or the draws are few.
     """
     if draws.shape[2] <= 3 * num or draws.shape[1] < 20:
         return np.arange(draws.shape[2])
-    draws = draws[:, :: max(draws.shape[1] // 250, 1)]
+    draws = draws[:, :: max(draws.shape[1] // max(125, 8000 // len(draws)), 1)]
     chains, length, dims = draws.shape
-    some = draws[:, :: max(length // 20, 1)].reshape(-1, dims)
+    rows = draws.reshape(-1, dims)
+    some = rows[:: max(len(rows) // 500, 1)]
     middle = np.median(some, axis=0)
     width = np.median(np.abs(some - middle), axis=0)
     size = length // 10
     v = (draws[:, -10 * size :] - middle) / np.where(width > 0, width, 1)
-    v /= 1 + np.abs(v)
+    away = np.abs(v)
+    v /= 1 + away
+    away /= 1 + away
+    squares = np.einsum("cnd,cnd->d", v, v) / (chains * 10 * size)  # of both; bounded by 1, so none cancels
 
-    def most(means, bounded):
-        spread = bounded.reshape(-1, dims).var(axis=0) + np.finfo(np.float32).tiny
-        return np.argsort(means.reshape(-1, dims).var(axis=0) / spread)[-num:]
+    def batch_means(x: np.ndarray, num: int) -> np.ndarray:
+        return x.reshape(chains, num, -1, dims).mean(axis=2).reshape(-1, dims)
 
     found = []
-    for bounded in (v, np.abs(v)):
-        batches = bounded.reshape(chains, 10, size, dims).mean(axis=2)
-        found.append(most(batches.reshape(chains, 2, 5, dims).mean(axis=2), bounded))
-        if bounded is v:
-            found.append(most(batches, v))
+    for x, num_batches in ((v, 2), (away, 2), (v, 10)):
+        means = batch_means(x, num_batches)
+        spread = squares - np.square(means.mean(axis=0)) + np.finfo(np.float32).tiny
+        found.append(np.argsort(means.var(axis=0) / spread)[-num:])
     return np.unique(found)
 
 

@@ -68,7 +68,8 @@ def check(trace: Trace | Any, *, superchains: Any = None) -> Check:
     position = trace.position if isinstance(trace, Trace) else trace
     draws = named_draws(position)
     sizes = {name: int(np.prod(x.shape[2:])) for name, x in draws.items()}
-    flat = np.concatenate([x.reshape(*x.shape[:2], sizes[name]) for name, x in draws.items()], axis=-1)
+    parts = [x.reshape(*x.shape[:2], sizes[name]) for name, x in draws.items()]
+    flat = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
     labels = [f"{name}[{i}]" for name, size in sizes.items() for i in range(size)]
     groups = None if superchains is None else superchain_labels(superchains, len(flat))
     if groups is not None and len(groups) < 2 * (groups.max() + 1):

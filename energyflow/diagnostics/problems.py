@@ -4,6 +4,7 @@ Draws here are flat, (chain, draw, dim); `labels` name the dims.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
 import numpy as np
@@ -39,7 +40,9 @@ def unusable_draws(x: np.ndarray, labels: list[str], groups: np.ndarray | None =
             "step that left the finite numbers, and sample again",
         )
         return
-    same = (x == x[:, :1]).all(axis=1)
+    same = (x[:, :1] == x[:, -1:]).all(axis=1)
+    if same.any():
+        same = (x == x[:, :1]).all(axis=1)
     still = np.flatnonzero(same.all(axis=1)) if draws > 1 else _unmoved(x, groups)
     place = np.abs(x[:, 0].astype(float)) if draws else np.zeros((chains, 1))
     farthest = float(place.max())
@@ -87,7 +90,8 @@ def mixing_numbers(x: np.ndarray) -> dict[str, float]:
         r_hat = np.nan_to_num(plain_r_hat(x), nan=np.inf)
         return {"r_hat": float(r_hat.max()), "r_hat_dim": float(np.argmax(r_hat))}
     dims = suspect_dims(x)
-    r_hat, ess = np.transpose([rank_statistics(x[..., dim]) for dim in dims])
+    with ThreadPoolExecutor() as threads:  # sorting lets go of the interpreter
+        r_hat, ess = np.transpose(list(threads.map(lambda dim: rank_statistics(x[..., dim]), dims)))
     r_hat = np.nan_to_num(r_hat, nan=np.inf)
     return {
         "r_hat": float(r_hat.max()),
@@ -133,7 +137,10 @@ def energy_drift(logdensity: np.ndarray) -> Iterator[Problem]:
 def _drift_sizes(x: np.ndarray, level: float) -> np.ndarray:
     """Return the mean difference of the halves in standard deviations, per dim, 0 where chance explains it."""
     chains, draws, dims = x.shape
-    halves = x[:, -(draws // 2) :].mean(axis=1, dtype=float) - x[:, : draws // 2].mean(axis=1, dtype=float)
+    weights = np.zeros(draws, np.result_type(x, np.float32))
+    weights[: draws // 2] -= 1 / (draws // 2)
+    weights[-(draws // 2) :] += 1 / (draws // 2)
+    halves = (weights @ x).astype(float)  # at once: what is common to both halves cancels before it is rounded
     shift, spread = halves.mean(axis=0), halves.std(axis=0, ddof=1)
     surprise = np.abs(shift) * np.sqrt(chains) > student_t.isf(level / 2 / dims, chains - 1) * spread
     size = np.zeros(dims)
