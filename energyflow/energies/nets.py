@@ -11,11 +11,12 @@ strongly a channel responds relative to the others.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 from jax.tree_util import register_dataclass
 
 from energyflow.energies.convolutions import convolve
@@ -290,7 +291,14 @@ _BIAS_INIT = nnx.initializers.normal(0.3)
 
 
 def _dense(inputs: int, outputs: int, *, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(inputs, outputs, kernel_init=_KERNEL_INIT, rngs=rngs)
+    return nnx.Linear(inputs, outputs, kernel_init=_KERNEL_INIT, dot_general=_dot, rngs=rngs)
+
+
+def _dot(x: Array, kernel: Array, dimension_numbers: Any, **options: Any) -> Array:
+    """Multiply rows (N, m) and a kernel; a lone row as a vector, whose gradients over a batch need no transposes."""
+    if len(x) > 1:
+        return lax.dot_general(x, kernel, dimension_numbers, **options)
+    return lax.dot_general(x[0], kernel, (((0,), (0,)), ((), ())), **options)[None]
 
 
 def _conv(channels_in: int, channels: int, *, strides: int = 1, rngs: nnx.Rngs) -> nnx.Conv:

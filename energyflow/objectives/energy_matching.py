@@ -11,14 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial, register_dataclass
 
 from energyflow import couplings
 from energyflow.chains import count_chains, require_floats
-from energyflow.energies.fields import gradient_field
+from energyflow.energies.fields import gradient_field, slopes
 from energyflow.energy import as_energy, kind, require_one_point
 from energyflow.kernels.langevin import temperature_ramp
+from energyflow.objectives.score import flat_rows
 from energyflow.transport import transport_run
 from energyflow.types import Array, Key, Negatives, Objective, Scalar, Tree
 
@@ -100,13 +100,12 @@ def _regression(flow: _Flow, energy: Any, batch: Tree, key: Key) -> Scalar:
     source_key, pair_key, time_key, noise_key = jax.random.split(key, 4)
     draws = jax.lax.stop_gradient(flow.source.sample(source_key, (count_chains(batch),)))
     pairs = flow.coupling(pair_key, draws, batch)
-    unravel = ravel_pytree(jax.tree.map(lambda x: x[0], batch))[1]
-    x0, x1 = (jax.vmap(lambda x: ravel_pytree(x)[0])(x) for x in pairs)
+    (x0, _), (x1, unravel) = map(flat_rows, pairs)
     t = jax.random.uniform(time_key, (len(x1), 1), x1.dtype)
     x = (1 - t) * x0 + t * x1 + flow.sigma * jax.random.normal(noise_key, x1.shape, x1.dtype)
-    slopes = jax.vmap(lambda x: ravel_pytree(gradient_field(energy)(unravel(x)))[0])(x)
     gates = 1 - temperature_ramp(t, 1.0, flow.onset)
-    return jnp.mean(gates * (slopes + x1 - x0) ** 2)
+    falls, _ = flat_rows(slopes(energy, jax.vmap(unravel)(x)))
+    return jnp.mean(gates * (falls + x1 - x0) ** 2)
 
 
 def _matching(flow: _Flow, contrast: _Contrast, energy: Any, batch: Tree, key: Key, state: Any) -> Any:

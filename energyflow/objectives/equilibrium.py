@@ -10,14 +10,13 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.tree_util import Partial
 
-from energyflow.chains import count_chains, require_floats
-from energyflow.energies.fields import gradient_field
+from energyflow.chains import require_floats
+from energyflow.energies.fields import slopes
 from energyflow.energy import kind
-from energyflow.kernels.langevin import normal_like
-from energyflow.types import Array, Key, Objective, Scalar, Tree
+from energyflow.objectives.score import flat_rows
+from energyflow.types import Array, Key, Objective, Tree
 
 Decay = Literal["truncated", "linear", "piecewise"]
 
@@ -58,18 +57,12 @@ def decayed(gamma: Array, start: Array | float, initial: Array | float) -> Array
 def _loss(settings: tuple, energy: Any, batch: Tree, key: Key, state: None) -> Any:
     scale, start, initial = settings
     gamma_key, noise_key = jax.random.split(key)
-    gammas = jax.random.uniform(gamma_key, (count_chains(batch),), float)
-    slope = gradient_field(energy)
-
-    def one(x: Tree, noise: Tree, gamma: Scalar) -> tuple[Scalar, Scalar]:
-        weight = scale * decayed(gamma, start, initial)
-        found = slope(jax.tree.map(lambda x, e: gamma.astype(x.dtype) * (x - e) + e, x, noise))
-        miss = jax.tree.map(lambda f, x, e: f - weight.astype(x.dtype) * (e - x), found, x, noise)
-        return optax.tree.norm(miss, squared=True), optax.tree.norm(found, squared=True)
-
-    misses, squares = jax.vmap(one)(batch, normal_like(noise_key, batch), gammas)
-    dim = sum(x[0].size for x in jax.tree.leaves(batch))
-    return jnp.mean(misses) / dim, (state, {"field_norm": jnp.sqrt(jnp.mean(squares))})
+    x, unravel = flat_rows(batch)
+    gamma = jax.random.uniform(gamma_key, (len(x), 1), x.dtype)
+    noise = jax.random.normal(noise_key, x.shape, x.dtype)
+    found, _ = flat_rows(slopes(energy, jax.vmap(unravel)(gamma * (x - noise) + noise)))
+    misses = (found - scale * decayed(gamma, start, initial) * (noise - x)) ** 2
+    return jnp.mean(misses), (state, {"field_norm": jnp.sqrt(jnp.mean(jnp.sum(found**2, axis=1)))})
 
 
 def _require_landscape(key: Key, energy: Any, batch: Tree) -> None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.nn import log_softmax, softplus
 from jax.tree_util import Partial, register_dataclass
 
-from energyflow.chains import count_chains, require_floats
+from energyflow.chains import require_floats
 from energyflow.energy import as_energy, logdensity, require_density, require_one_point
 from energyflow.kernels.langevin import normal_like
 from energyflow.types import Array, Key, Objective, Scalar, Tree
@@ -104,8 +104,9 @@ def _log_ratios(law: Any, num: int, energy: Any, batch: Tree, key: Key) -> tuple
     def log_ratio(x: Tree) -> Scalar:
         return density(x) - law.log_prob(x)
 
-    draws = law.sample(key, (count_chains(batch), num))
-    return jax.vmap(log_ratio)(batch), jax.vmap(jax.vmap(log_ratio))(draws)
+    real = jax.vmap(log_ratio)(batch)
+    draws = law.sample(key, (real.size * num,))  # in one axis: the energies are then products of matrices
+    return real, jax.vmap(log_ratio)(draws).reshape(real.size, num)
 
 
 def _told_apart(real: Array, fake: Array) -> tuple[Scalar, Scalar]:
@@ -154,10 +155,10 @@ def _conditional(noise: _Noise, factors: tuple, energy: Any, batch: Tree, key: K
 
 def _neighbours(num: int, energy: Any, batch: Tree, key: Key, scale: Array) -> tuple[Scalar, Scalar]:
     """Return the conditional loss and the share of neighbours that are less likely than their row."""
-    rows = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (len(x), num, *x.shape[1:])), batch)
+    rows = jax.tree.map(lambda x: jnp.repeat(x, num, axis=0), batch)
     near = jax.tree.map(lambda x, z: x + scale.astype(x.dtype) * z, rows, normal_like(key, rows))
-    density = logdensity(energy)
-    falls = jax.vmap(density)(batch)[:, None] - jax.vmap(jax.vmap(density))(near)
+    here, there = (jax.vmap(logdensity(energy))(x) for x in (batch, near))
+    falls = here[:, None] - there.reshape(-1, num)
     return 2 * jnp.mean(softplus(-falls)), _share(falls > 0)
 
 

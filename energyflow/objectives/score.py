@@ -15,12 +15,12 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial, register_dataclass
 
 from energyflow.chains import require_floats
-from energyflow.energy import logdensity, require_density
+from energyflow.energy import gradients, logdensity, require_density
 from energyflow.types import Array, Key, Objective, Scalar, Tree
 
 Probe = Literal["rademacher", "gaussian", "sphere"]
-MAX_AT_ONCE = 64
-"""Directions of the exact trace that are differentiated together."""
+UNROLLED = 8
+"""Directions that are differentiated between two turns of a loop."""
 SMALLEST_STEP = 3e-3
 """In float32 the differences of a shorter finite-difference step are mostly rounding."""
 LOOKED_AT = 64
@@ -85,16 +85,22 @@ def denoising_score_matching(sigmas: Any, *, power: float = 2.0) -> Objective:
 
 def _exact(energy: Any, batch: Tree, key: Key, state: None) -> Any:
     points, density = _flat(energy, batch)
-    score = jax.grad(density)
     basis = jnp.eye(points.shape[1], dtype=points.dtype)
-
-    def one(x: Array) -> tuple[Array, Scalar]:
-        s, push = jax.linearize(score, x)
-        return s, jnp.sum(jax.lax.map(lambda e: e @ push(e), basis, batch_size=MAX_AT_ONCE))
-
-    scores, traces = jax.vmap(one)(points)
+    scores, traces = _score_and_curvature(density, points, basis[:, None])
     squares = jnp.sum(scores**2, axis=-1)
     return _value(0.5 * squares + traces, squares)
+
+
+def _score_and_curvature(density: Any, points: Array, directions: Array) -> tuple[Array, Array]:
+    """Return the scores (B, d) and the sums (B,) of `v.(grad s)v` over directions (k, B or 1, d)."""
+    scores, push = jax.linearize(Partial(gradients, density), points)
+
+    def add(total: Array, v: Array) -> tuple[Array, None]:
+        v = jnp.broadcast_to(v, points.shape)
+        return total + jnp.sum(v * push(v), axis=-1), None
+
+    total = jnp.zeros(len(points), points.dtype)
+    return scores, jax.lax.scan(add, total, directions, unroll=min(len(directions), UNROLLED))[0]
 
 
 @register_dataclass
@@ -107,17 +113,12 @@ class _Probes:
 
 def _sliced(probes: _Probes, energy: Any, batch: Tree, key: Key, state: None) -> Any:
     points, density = _flat(energy, batch)
-    score = jax.grad(density)
     directions = _directions(key, probes.law, (probes.num, *points.shape), points.dtype)
-
-    def one(x: Array, v: Array) -> tuple[Array, Scalar]:
-        s, turn = jax.jvp(score, (x,), (v,))
-        return s, v @ turn
-
-    scores, curvatures = jax.vmap(jax.vmap(one), in_axes=(None, 0))(points, directions)
+    scores, curvatures = _score_and_curvature(density, points, directions)
     squares = jnp.sum(scores**2, axis=-1)
-    norms = squares if probes.variance_reduction else jnp.sum(scores * directions, axis=-1) ** 2
-    return _value(0.5 * norms + curvatures, squares)
+    along = jnp.mean(jnp.sum(scores[None] * directions, axis=-1) ** 2, axis=0)
+    norms = squares if probes.variance_reduction else along
+    return _value(0.5 * norms + curvatures / probes.num, squares)
 
 
 def _directions(key: Key, probe: Probe, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -134,7 +135,7 @@ def _differences(step_size: Any, energy: Any, batch: Tree, key: Key, state: None
     points, density = _flat(energy, batch)
     dim = points.shape[1]
     shift = step_size * dim**-0.5 * _directions(key, "sphere", points.shape, points.dtype)
-    here, up, down = jax.vmap(jax.vmap(density))(jnp.stack([points, points + shift, points - shift]))
+    here, up, down = jax.vmap(density)(jnp.concatenate([points, points + shift, points - shift])).reshape(3, -1)
     losses = (up - down) ** 2 / 8 + up + down - 2 * here
     squares = dim * ((up - down) / (2 * step_size)) ** 2
     return _value(dim / step_size**2 * losses, squares)
@@ -147,10 +148,11 @@ def _denoising(levels: Array, power: Any, energy: Any, batch: Tree, key: Key, st
     rows = jax.random.randint(level_key, points.shape[:1], 0, levels.size)
     sigmas = jnp.ravel(levels)[rows].astype(points.dtype)
 
-    def density(x: Array, sigma: Scalar) -> Scalar:
+    def density(row: tuple[Array, Scalar]) -> Scalar:
+        x, sigma = row
         return logdensity(energy, *(sigma,)[: levels.ndim])(unravel(x))
 
-    scores = jax.vmap(jax.grad(density))(points + sigmas[:, None] * noise, sigmas)
+    scores, _ = gradients(density, (points + sigmas[:, None] * noise, sigmas))
     misses = jnp.sum((sigmas[:, None] * scores + noise) ** 2, axis=-1)
     return _value(0.5 * sigmas ** (power - 2) * misses, jnp.sum(scores**2, axis=-1))
 

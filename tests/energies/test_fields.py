@@ -8,7 +8,7 @@ from flax import nnx
 from jax.tree_util import Partial
 
 import energyflow as ef
-from energyflow.energies.fields import gradient_field
+from energyflow.energies.fields import gradient_field, slopes
 from energyflow.energies.nets import MLP
 from energyflow.energy import partition
 
@@ -47,6 +47,19 @@ def test_a_field_is_its_own_descent_and_an_energy_its_gradients():
     x = POINT["a"]
     for energy in (norm4, ef.landscape(norm4), ef.frozen(ef.landscape(norm4)), ef.tempered(norm4, 2.0)):
         assert close(gradient_field(energy)(x), x**3)
+        assert close(slopes(energy, jnp.stack([x, 2 * x])), jnp.stack([x**3, 8 * x**3]))
+    two = jax.tree.map(lambda v: jnp.stack([v, v]), POINT)
+    assert close(slopes(field, two), jax.vmap(mix)(two))
+    with pytest.raises(ValueError, match="vector field"):
+        slopes(lambda x: x, x[None])
+
+
+def test_a_velocity_sees_the_point_and_both_times():
+    velocity, x = ef.energies.mlp_velocity(0, 1, (8,)), jnp.ones(1)
+    times = [(0.0, 0.0), (0.5, 0.0), (0.0, 0.5)]
+    assert len({float(velocity(x, jnp.float32(r), jnp.float32(t))[0]) for r, t in times}) == 3
+    with pytest.raises(ValueError, match="landscape"):
+        ef.logdensity(velocity)
 
 
 def test_sums_weigh_energies_and_fields_alike():
