@@ -276,7 +276,7 @@ LOSSES = {
     "eqm field": (vector, ef.equilibrium_matching, weights(VECTOR), field),
     "eqm dot": (lambda: ef.energies.dot_energy(vector()), ef.equilibrium_matching, weights(VECTOR), dot),
     "mean flow": (
-        lambda: ef.energies.mlp_velocity(0, DIM, HIDDEN),
+        lambda: ef.mlp_velocity(0, DIM, HIDDEN),
         ef.mean_flow,
         weights((DIM + 2, *HIDDEN, DIM)),
         average,

@@ -49,7 +49,9 @@ from .energies.discrete import rbm as rbm, rbm_marginal as rbm_marginal
 from .energies.fields import (
     dot_energy as dot_energy,
     field as field,
+    line_energy as line_energy,
     mlp_field as mlp_field,
+    mlp_velocity as mlp_velocity,
     norm_energy as norm_energy,
     residual_mlp_field as residual_mlp_field,
     sum_landscapes as sum_landscapes,

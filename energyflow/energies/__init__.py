@@ -6,6 +6,7 @@ from energyflow.energies.discrete import rbm, rbm_marginal
 from energyflow.energies.fields import (
     dot_energy,
     field,
+    line_energy,
     mlp_field,
     mlp_velocity,
     norm_energy,
@@ -47,6 +48,7 @@ __all__ = [
     "gmm40",
     "interacting",
     "ising",
+    "line_energy",
     "many_well",
     "mixture_base",
     "mlp",

@@ -2,8 +2,8 @@
 
 A field takes the place of an energy's gradient: it maps one point to a vector of the point's shape, which a descent
 subtracts. An implicit field, `field(net)`, is in general the gradient of no energy (its Jacobian is not symmetric), so
-that no value tells two points apart. An explicit one is the gradient of `dot_energy`, of `norm_energy` or of a scalar
-network marked by `landscape`; training it differentiates twice.
+that no value tells two points apart. An explicit one is the gradient of `dot_energy`, `norm_energy`, `line_energy` or of
+a scalar network marked by `landscape`; training it differentiates twice.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.tree_util import Partial, register_dataclass
@@ -60,6 +61,20 @@ def dot_energy(net: Any) -> Landscape:
 def norm_energy(net: Any) -> Landscape:
     """Return the energy `E(x) = -1/2 |f(x)|^2` of a field or a network of the point's shape (Wang and Du 2025)."""
     return landscape(Partial(_minus_half_square, _as_field(net)))
+
+
+def line_energy(net: Any, num_nodes: int = 2) -> Partial:
+    """Return the energy `E(x) = integral of x . f(s x) ds, s from 0 to 1`, of a field or a network of the point's shape.
+
+    The work against f on the straight line from the origin: where f is a gradient, f is the gradient of E, so that a
+    field trained without differentiating twice becomes an energy as it is. Say of which kind: `landscape(...)`, or
+    `tempered(...)` to go on with `energy_matching`. num_nodes: of Gauss and Legendre's quadrature, each one evaluation
+    of f; it is exact for polynomials of degree 2 num_nodes - 1 in s. Raises ValueError for fewer than one.
+    """
+    if num_nodes < 1:
+        raise ValueError(f"num_nodes must be at least 1; got {num_nodes}")
+    nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
+    return Partial(_work, _as_field(net), Frozen(((nodes + 1) / 2, weights / 2)))
 
 
 def gradient_field(energy: Any) -> Any:
@@ -149,6 +164,16 @@ def is_field(energy: Any) -> bool:
 
 def _dot(field: Field, x: Tree, *cond: Tree) -> Scalar:
     return jnp.asarray(optax.tree.vdot(x, field(x, *cond)))
+
+
+def _work(field: Field, line: Frozen, x: Tree, *cond: Tree) -> Scalar:
+    nodes, weights = line.value
+
+    def work(s: Scalar) -> Scalar:
+        return optax.tree.vdot(x, field(jax.tree.map(lambda v: s.astype(v.dtype) * v, x), *cond))
+
+    works = jax.vmap(work)(jnp.asarray(nodes))
+    return jnp.asarray(weights, works.dtype) @ works
 
 
 def _minus_half_square(field: Field, x: Tree, *cond: Tree) -> Scalar:

@@ -55,11 +55,29 @@ def test_a_field_is_its_own_descent_and_an_energy_its_gradients():
 
 
 def test_a_velocity_sees_the_point_and_both_times():
-    velocity, x = ef.energies.mlp_velocity(0, 1, (8,)), jnp.ones(1)
+    velocity, x = ef.mlp_velocity(0, 1, (8,)), jnp.ones(1)
     times = [(0.0, 0.0), (0.5, 0.0), (0.0, 0.5)]
     assert len({float(velocity(x, jnp.float32(r), jnp.float32(t))[0]) for r, t in times}) == 3
     with pytest.raises(ValueError, match="landscape"):
         ef.logdensity(velocity)
+
+
+def test_the_work_along_a_line_is_the_energy_whose_gradient_the_field_is():
+    """Of a cubic field two nodes see the work whole; one does not, and a field that is no gradient is not recovered."""
+    with jax.enable_x64(True):
+        x = jnp.asarray([0.3, -1.2, 2.0])
+        potential = lambda x: jnp.sum(x**4) / 4 + x[0] * x[1]  # noqa: E731
+        energy = ef.line_energy(ef.field(jax.grad(potential)))
+        np.testing.assert_allclose(energy(x), potential(x) - potential(0 * x), rtol=1e-12)
+        np.testing.assert_allclose(jax.grad(energy)(x), jax.grad(potential)(x), rtol=1e-12)
+        assert abs(ef.line_energy(jax.grad(potential), 1)(x) - potential(x)) > 0.1
+        turning = lambda x: jnp.array([-x[1], x[0], 0.0])  # noqa: E731
+        np.testing.assert_allclose(jax.grad(ef.line_energy(turning))(x), 0.0, atol=1e-12)
+    square = ef.line_energy(ef.field(lambda p: p))
+    assert np.isclose(square(POINT), sum(float(jnp.sum(v**2)) for v in jax.tree.leaves(POINT)) / 2)
+    assert ef.kind(ef.tempered(square, 0.1)) == "tempered" and not jax.tree.leaves(partition(square)[0])
+    with pytest.raises(ValueError, match="num_nodes"):
+        ef.line_energy(turning, 0)
 
 
 def test_sums_weigh_energies_and_fields_alike():
