@@ -1,4 +1,4 @@
-"""A recipe: regress a field on straight paths, take its work as an energy, correct that by short chains, draw by descent.
+"""A recipe: regress a field on straight paths, take its work as an energy, correct it by short chains, draw by descent.
 
 1. A field learns the way from noise to digits: a plain regression, without chains or second derivatives.
 2. The work against it along lines from the origin is an energy of nearly the same slopes (`line_energy`).

@@ -2,8 +2,8 @@
 
 A field takes the place of an energy's gradient: it maps one point to a vector of the point's shape, which a descent
 subtracts. An implicit field, `field(net)`, is in general the gradient of no energy (its Jacobian is not symmetric), so
-that no value tells two points apart. An explicit one is the gradient of `dot_energy`, `norm_energy`, `line_energy` or of
-a scalar network marked by `landscape`; training it differentiates twice.
+that no value tells two points apart. An explicit one is the gradient of `dot_energy`, `norm_energy`, `line_energy` or
+of a scalar network marked by `landscape`; training it differentiates twice.
 """
 
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ def norm_energy(net: Any) -> Landscape:
 
 
 def line_energy(net: Any, num_nodes: int = 2) -> Partial:
-    """Return the energy `E(x) = integral of x . f(s x) ds, s from 0 to 1`, of a field or a network of the point's shape.
+    """Return the energy `E(x) = integral of x . f(s x) ds, s from 0 to 1` of a field or a network of the point's shape.
 
     The work against f on the straight line from the origin: where f is a gradient, f is the gradient of E, so that a
     field trained without differentiating twice becomes an energy as it is. Say of which kind: `landscape(...)`, or
