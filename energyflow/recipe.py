@@ -145,7 +145,7 @@ def _along_transport(energy: Any, key: Key, starts: Array, time: float) -> tuple
 
 
 def _field(spec: Spec, dim: int) -> Any:
-    return residual_mlp_field(spec.seed, dim, spec.hidden[0], len(spec.hidden), spec.activation)
+    return residual_mlp_field(spec.seed, dim, spec.hidden[0], len(spec.hidden), spec.activation, skip=True)
 
 
 def _downhill(energy: Any, key: Key, starts: Array, time: float) -> tuple[Array, float]:

@@ -117,13 +117,27 @@ def mlp_field(key: Key | int, dim: int, hidden: tuple[int, ...] = (128, 128, 128
     return Field(from_nnx(MLP(dim, hidden, num_outputs=dim, activation=activation, rngs=nnx.Rngs(key))))
 
 
-def residual_mlp_field(key: Key | int, dim: int, width: int = 512, depth: int = 3, activation: str = "silu") -> Field:
+def residual_mlp_field(
+    key: Key | int, dim: int, width: int = 512, depth: int = 3, activation: str = "silu", *, skip: bool = False
+) -> Field:
     """Return the field of a residual perceptron with `depth` blocks of `width` units, on points of shape (dim,).
 
+    skip: add a multiple of each coordinate, trained from 0. A network narrower than a point, as on images, has no other
+    way to take noise off all coordinates.
     Settings and errors otherwise as for `mlp_field`; `ResidualMLP` is the network.
     """
     net = ResidualMLP(dim, width, depth, num_outputs=dim, activation=activation, rngs=nnx.Rngs(key))
-    return Field(from_nnx(net))
+    return Field(from_nnx(Skipped(net, dim) if skip else net))
+
+
+class Skipped(nnx.Module):
+    """A network plus a multiple of each coordinate, shape (N, dim) -> (N, dim)."""
+
+    def __init__(self, net: nnx.Module, dim: int) -> None:
+        self.net, self.gain = net, nnx.Param(jnp.zeros(dim))
+
+    def __call__(self, x: Array) -> Array:
+        return self.net(x) + self.gain[...][None] * x
 
 
 def mlp_velocity(

@@ -54,6 +54,16 @@ def test_a_field_is_its_own_descent_and_an_energy_its_gradients():
         slopes(lambda x: x, x[None])
 
 
+def test_a_skip_adds_a_multiple_of_each_coordinate():
+    """At first nothing; then noise goes even where the network, two units wide, cannot pass it."""
+    x = jnp.arange(6.0)
+    plain, skip = (ef.residual_mlp_field(0, 6, 2, 1, skip=skip) for skip in (False, True))
+    np.testing.assert_allclose(skip(x), plain(x), rtol=1e-6)
+    gained = jax.tree.map(lambda leaf: leaf + 1 if leaf.shape == (6,) else leaf, skip)
+    span = jnp.linalg.matrix_rank(jax.jacobian(gained)(x)), jnp.linalg.matrix_rank(jax.jacobian(plain)(x))
+    assert span[0] == 6 and span[1] <= 2
+
+
 def test_a_velocity_sees_the_point_and_both_times():
     velocity, x = ef.mlp_velocity(0, 1, (8,)), jnp.ones(1)
     times = [(0.0, 0.0), (0.5, 0.0), (0.0, 0.5)]

@@ -145,12 +145,13 @@ def test_the_drift_is_the_mean_velocity_of_optimal_transport(coupling, agrees, k
 
 @pytest.mark.slow
 def test_a_network_learns_the_drift(seed):
+    """From pairs of optimal transport itself: in the tails a batch of 128 rows pairs its own extremes with others."""
     optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, 4000, 0.01))
-    objective, key = ef.transport_matching(Normal()), jax.random.key(seed)
+    objective, key = ef.transport_matching(Normal(), monge), jax.random.key(seed)
     energy = warm(ef.energies.mlp(seed, 1, (64, 64)))
-    step, state = ef.make_step(objective, optimizer), ef.init(seed, energy, objective, optimizer, jnp.zeros((128, 1)))
+    step, state = ef.make_step(objective, optimizer), ef.init(seed, energy, objective, optimizer, jnp.zeros((2048, 1)))
     for i in range(4000):
-        state, _ = step(state, MEAN + SCALE * jax.random.normal(jax.random.fold_in(key, i), (128, 1)))
+        state, _ = step(state, MEAN + SCALE * jax.random.normal(jax.random.fold_in(key, i), (2048, 1)))
     drift = -jax.vmap(jax.grad(state.energy))(jnp.asarray(POINTS, float)[:, None])[:, 0]
     np.testing.assert_allclose(drift, DRIFT, rtol=0, atol=0.02)
 
@@ -407,23 +408,19 @@ def energy_distance(x, y):
     return 2 * mean(x, y) - mean(x, x) - mean(y, y)
 
 
-@pytest.mark.slow
-def test_eight_gaussians_become_moons_and_stay_so_for_the_length_of_the_chains(seed):
-    """The flow alone is right at T = 1 and nowhere else; the contrast makes T = 2, its chains' length, right.
-
-    The limits are twice the published 0.006 at T = 1 and 0.0078 at T = 2; two sets of data are 0.004 apart.
-    """
+def distances_on_the_way(seed):
+    """Return the distances to fresh moons at T = 1, 2, 4, 10: of the flow alone, and after the second phase."""
     key, source, size = jax.random.key(seed), EightGaussians(), 2000
     draw = jax.jit(lambda i, num: moons(jax.random.fold_in(key, i), num), static_argnums=1)
     fresh, starts = draw(-1, size), source.sample(jax.random.fold_in(key, 10**6), (size,))
 
     def trained(energy, objective, rate, num_steps, rows, first):
-        optimizer = optax.adam(rate)
+        optimizer = optax.adam(optax.cosine_decay_schedule(rate, num_steps, 0.1))
         state = ef.init(seed, energy, objective, optimizer, draw(0, rows))
-        step = ef.make_step(objective, optimizer)
+        step = ef.make_step(objective, optimizer, ema_decay=0.99)
         for i in range(num_steps):
             state, _ = step(state, draw(first + i, rows))
-        return state.energy
+        return state.ema
 
     def distances(energy, **settings):
         result = ef.transport_langevin(seed, energy, (1, 2, 4, 10), starts, **settings)
@@ -432,9 +429,19 @@ def test_eight_gaussians_become_moons_and_stay_so_for_the_length_of_the_chains(s
     energy = warm(ef.energies.mlp(seed, 2, (128, 128, 128)))
     energy = trained(energy, ef.transport_matching(source, sigma=0.1), 1e-3, 4000, 128, 0)
     flow = distances(energy, temperature=0.0)
-    assert flow[0] < 0.012 and flow == sorted(flow) and flow[1] > 0.3
     energy = trained(energy, ef.energy_matching(source, weight=2.0, sigma=0.1), 1e-4, 1000, 256, 4000)
-    both = distances(energy)
+    return flow, distances(energy)
+
+
+@pytest.mark.slow
+def test_eight_gaussians_become_moons_and_stay_so_for_the_length_of_the_chains(seed):
+    """The flow alone is right at T = 1 and nowhere else; the contrast makes T = 2, its chains' length, right.
+
+    The limits are twice the published 0.006 at T = 1 and 0.0078 at T = 2; two sets of data are 0.004 apart. One training
+    ends at 0.008 to 0.017, so it is the mean of two that counts.
+    """
+    flow, both = np.mean([distances_on_the_way(2 * seed + i) for i in range(2)], axis=0)
     print(f"energy distances at T = 1, 2, 4, 10: flow {np.round(flow, 4)}, then {np.round(both, 4)}")
+    assert flow[0] < 0.012 and (np.diff(flow) > 0).all() and flow[1] > 0.3
     assert np.argmin(both) == 1 and both[1] < 0.0156
     assert both[2] < 0.2 * flow[2] and both[3] < 0.5 * flow[3]
