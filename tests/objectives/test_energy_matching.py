@@ -437,8 +437,8 @@ def distances_on_the_way(seed):
 def test_eight_gaussians_become_moons_and_stay_so_for_the_length_of_the_chains(seed):
     """The flow alone is right at T = 1 and nowhere else; the contrast makes T = 2, its chains' length, right.
 
-    The limits are twice the published 0.006 at T = 1 and 0.0078 at T = 2; two sets of data are 0.004 apart. One training
-    ends at 0.008 to 0.017, so it is the mean of two that counts.
+    The limits are twice the published 0.006 at T = 1 and 0.0078 at T = 2; two sets of data are 0.004 apart. One
+    training ends at 0.008 to 0.017, so it is the mean of two that counts.
     """
     flow, both = np.mean([distances_on_the_way(2 * seed + i) for i in range(2)], axis=0)
     print(f"energy distances at T = 1, 2, 4, 10: flow {np.round(flow, 4)}, then {np.round(both, 4)}")
