@@ -82,7 +82,7 @@ def suspect_dims(draws: np.ndarray, num: int = 1) -> np.ndarray:
     found = []
     for x, num_batches in ((v, 2), (away, 2), (v, 10)):
         means = batch_means(x, num_batches)
-        spread = squares - np.square(means.mean(axis=0)) + np.finfo(np.float32).tiny
+        spread = np.maximum(squares - np.square(means.mean(axis=0)), np.finfo(np.float32).tiny)
         found.append(np.argsort(means.var(axis=0) / spread)[-num:])
     return np.unique(found)
 

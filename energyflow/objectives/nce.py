@@ -97,16 +97,13 @@ class _Noise:
     num: int = field(metadata={"static": True})
 
 
-def _log_ratios(law: Any, num: int, energy: Any, batch: Tree, key: Key) -> tuple[Array, Array]:
-    """Return log p/q of the rows, (B,), and of `num` draws of q for each, (B, num)."""
+def _log_ratios(law: Any, num: int, energy: Any, batch: Tree, key: Key) -> tuple[Array, Array, Array]:
+    """Return log p/q of the rows, (B,), and of `num` draws of q for each, (B, num); and log q of the rows, (B,)."""
     density = logdensity(energy)
-
-    def log_ratio(x: Tree) -> Scalar:
-        return density(x) - law.log_prob(x)
-
-    real = jax.vmap(log_ratio)(batch)
-    draws = law.sample(key, (real.size * num,))  # in one axis: the energies are then products of matrices
-    return real, jax.vmap(log_ratio)(draws).reshape(real.size, num)
+    known = jax.vmap(law.log_prob)(batch)
+    draws = law.sample(key, (known.size * num,))  # in one axis: the energies are then products of matrices
+    fake = jax.vmap(lambda y: density(y) - law.log_prob(y))(draws)
+    return jax.vmap(density)(batch) - known, fake.reshape(known.size, num), known
 
 
 def _told_apart(real: Array, fake: Array) -> tuple[Scalar, Scalar]:
@@ -118,18 +115,20 @@ def _told_apart(real: Array, fake: Array) -> tuple[Scalar, Scalar]:
 
 def _binary(noise: _Noise, energy: Any, batch: Tree, key: Key, state: None) -> Any:
     law = jax.lax.stop_gradient(noise.law)
-    loss, accuracy = _told_apart(*_log_ratios(law, noise.num, energy, batch, key))
+    real, fake, _ = _log_ratios(law, noise.num, energy, batch, key)
+    loss, accuracy = _told_apart(real, fake)
     return loss, (state, {"accuracy": accuracy})
 
 
 def _contest(noise: _Noise, pair: Any, batch: Tree, key: Key, state: None) -> Any:
     energy, law = pair.energy, pair.noise
     still = jax.lax.stop_gradient
-    loss, accuracy = _told_apart(*_log_ratios(still(law), noise.num, energy, batch, key))
-    ascended, _ = _told_apart(*_log_ratios(law, noise.num, still(energy), batch, jax.random.clone(key)))
-    likelihood = jnp.mean(jax.vmap(still(law).log_prob)(batch))
+    real, fake, known = _log_ratios(still(law), noise.num, energy, batch, key)
+    loss, accuracy = _told_apart(real, fake)
+    real, fake, _ = _log_ratios(law, noise.num, still(energy), batch, jax.random.clone(key))
+    ascended, _ = _told_apart(real, fake)
     # The value is the loss; its gradient with respect to the noise has the other sign.
-    return loss + still(ascended) - ascended, (state, {"accuracy": accuracy, "noise_log_likelihood": likelihood})
+    return loss + still(ascended) - ascended, (state, {"accuracy": accuracy, "noise_log_likelihood": jnp.mean(known)})
 
 
 def _likelihood(energy: Any, batch: Tree, key: Key, state: None) -> Any:
@@ -138,7 +137,7 @@ def _likelihood(energy: Any, batch: Tree, key: Key, state: None) -> Any:
 
 def _ranking(noise: _Noise, energy: Any, batch: Tree, key: Key, state: None) -> Any:
     law = jax.lax.stop_gradient(noise.law)
-    real, fake = _log_ratios(law, noise.num, energy, batch, key)
+    real, fake, _ = _log_ratios(law, noise.num, energy, batch, key)
     log_weights = log_softmax(jnp.concatenate([real[:, None], fake], axis=1), axis=1)
     weights = jnp.exp(log_weights)
     metrics = {"ess": jnp.mean(1 / jnp.sum(weights**2, axis=1)), "weight_of_data": jnp.mean(weights[:, 0])}
