@@ -48,6 +48,7 @@ def exact_regression(X, y, width):
     return -0.5 * (y @ np.linalg.solve(covariance, y) + np.linalg.slogdet(2 * np.pi * covariance)[1])
 
 
+@pytest.mark.slow
 def test_the_evidence_of_a_conjugate_model_is_bracketed_from_its_prior(key):
     result = ef.log_z(key, ef.from_numpyro(beta_binomial, GROUPS, HITS), budget=100_000)
     assert result.base == "prior"

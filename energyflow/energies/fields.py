@@ -184,7 +184,7 @@ def _work(field: Field, line: Frozen, x: Tree, *cond: Tree) -> Scalar:
     nodes, weights = line.value
 
     def work(s: Scalar) -> Scalar:
-        return optax.tree.vdot(x, field(jax.tree.map(lambda v: s.astype(v.dtype) * v, x), *cond))
+        return jnp.asarray(optax.tree.vdot(x, field(jax.tree.map(lambda v: s.astype(v.dtype) * v, x), *cond)))
 
     works = jax.vmap(work)(jnp.asarray(nodes))
     return jnp.asarray(weights, works.dtype) @ works
