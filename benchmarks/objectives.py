@@ -22,7 +22,7 @@ from timing import interleaved
 
 import energyflow as ef
 from energyflow.energies import dot_energy, eight_gaussians, mlp_field, residual_mlp_field, rings
-from energyflow.loaders import load_dataset
+from energyflow.loaders import Scaling, load_dataset
 from energyflow.stats import energy_distance, log_mean_exp
 
 BATCH, NUM_DRAWS = 256, 1024
@@ -30,17 +30,14 @@ SIGMAS = tuple(np.geomspace(4.0, 0.1, 12))
 
 
 class Data(NamedTuple):
-    """Rows to train and to test on; `scaled` brings points (n, d) back to the units of the figures."""
+    """Rows to train and to test on, and the scaling that brings points back to the units of the figures."""
 
     name: str
     train: jax.Array
     test: jax.Array
     hidden: tuple[int, ...]
     steps: int
-    factor: np.ndarray
-
-    def scaled(self, x):
-        return np.asarray(x, np.float64) @ self.factor.T
+    scaling: Scaling
 
     @property
     def dim(self):
@@ -72,10 +69,10 @@ def load(name, steps):
     covariance = np.cov(rows[0].T) if name == "digits" else np.eye(dim)
 
     def data(factor):
-        train, test = (jnp.asarray(np.linalg.solve(factor, x.T).T, jnp.float32) for x in rows)
-        return Data(name, train, test, hidden, steps, factor)
+        scaling = Scaling(0, -1.0, 1.0, np.zeros(dim), factor)
+        return Data(name, *(jnp.asarray(scaling.to_z(x)) for x in rows), hidden, steps, scaling)
 
-    return data(np.eye(dim)), data(np.linalg.cholesky(covariance))
+    return data(np.ones(dim)), data(np.linalg.cholesky(covariance))
 
 
 class Entry(NamedTuple):
@@ -197,8 +194,7 @@ def likelihood(energy, data):
         log_z = ef.log_z_quadrature(energy, (-7.0, -7.0), (7.0, 7.0), num=400)
     else:
         log_z = ef.bracket(3, energy, data.base, num_temperatures=1000, num_chains=256).upper
-    log_det = np.linalg.slogdet(data.factor)[1]
-    return float(jnp.mean(jax.vmap(ef.logdensity(energy))(data.test))) - log_z - log_det
+    return float(jnp.mean(jax.vmap(ef.logdensity(energy))(data.test))) - log_z - data.scaling.log_det
 
 
 def one_gradient(data):
@@ -222,7 +218,7 @@ def measure(name, both, seed):
         energy = energy.energy
     nats = likelihood(energy, data) if ef.kind(energy) == "density" else np.nan
     draws, cost = draw(energy, data, jax.random.key(5))
-    distance = energy_distance(data.scaled(draws), data.scaled(data.test))
+    distance = energy_distance(*map(data.scaling.from_z, (draws, data.test)))
     text = "" if np.isnan(nats) else f"{nats:.2f}"
     print(
         f"{data.name:<12} {name:<24} {text:>8} {distance:9.4f} {gradients:9.1f} {cost:9.0f} {wall:7.1f} "

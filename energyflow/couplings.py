@@ -11,10 +11,10 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 from jax.nn import logsumexp
 from jax.tree_util import Partial
 
+from energyflow.rows import flat_rows
 from energyflow.types import Array, Key, Scalar, Tree
 
 Coupling: TypeAlias = Callable[[Key, Tree, Tree], tuple[Tree, Tree]]
@@ -70,7 +70,7 @@ def _squares(x0: Tree, x1: Tree) -> tuple[Array, Scalar]:
     shapes = [jax.tree.map(jnp.shape, x) for x in (x0, x1)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"a coupling pairs batches of the same shapes; got {shapes[0]} and {shapes[1]}")
-    a, b = (jax.vmap(lambda row: ravel_pytree(row)[0])(x) for x in (x0, x1))
+    (a, _), (b, _) = map(flat_rows, (x0, x1))
     centre = jnp.mean(jnp.concatenate([a, b]), axis=0, keepdims=True)
     a, b = a - centre, b - centre
     tiny = jnp.finfo(a.dtype).tiny

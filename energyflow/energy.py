@@ -5,7 +5,6 @@ unnormalised log density `-E(x)/T`, with T its own temperature. Its floating-poi
 except those under a `Frozen` node.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,15 +93,6 @@ def _logdensity(energy: Any, cond: tuple, beta: Scalar | float, x: Tree) -> Scal
             f"for a point of shape {jax.tree.map(jnp.shape, x)}: sum over the last axes, or vmap over batches"
         )
     return -beta * value / temperature(energy)
-
-
-def gradients(function: Callable, points: Tree) -> Tree:
-    """Return the gradients of a function of one point at the rows of `points`, leading axis [row].
-
-    Those of the sum: where weights are then trained through them, that is a pass over matrices, and a gradient of each
-    row one over vectors and their transposes.
-    """
-    return jax.grad(lambda points: jnp.sum(jax.vmap(function)(points)))(points)
 
 
 @register_dataclass

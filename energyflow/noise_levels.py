@@ -16,6 +16,7 @@ import numpy as np
 from energyflow.chains import chain_keys, count_chains, evolve_from, start_cost
 from energyflow.energy import as_energy, logdensity
 from energyflow.kernels.langevin import ula
+from energyflow.rows import gradients
 from energyflow.types import Array, Kernel, Key, Scalar, Tree, as_key
 
 
@@ -124,5 +125,5 @@ def _denoise(energy: Any, sigma: Scalar, position: Tree) -> Tree:
     def shift(x: Array, slope: Array) -> Array:
         return x + sigma**2 * slope
 
-    slopes = jax.vmap(jax.grad(logdensity(energy, sigma)))(position)
+    slopes = gradients(logdensity(energy, sigma), position)
     return jax.tree.map(shift, position, slopes)

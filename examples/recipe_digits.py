@@ -41,18 +41,15 @@ def train(energy, objective, optimizer, steps=None, until=np.inf):
 
 
 def tell(name, draws):
-    print(
-        f"{name:34} {time.perf_counter() - BEGAN:6.1f} s   distance to test digits {energy_distance(draws, TEST):.4f}"
-    )
+    seconds, distance = time.perf_counter() - BEGAN, energy_distance(draws, TEST)
+    print(f"{name:34} {seconds:6.1f} s   distance to test digits {distance:.4f}")
     return draws
 
 
 def main(steps: int, plot: str | None) -> None:
     starts, pairs = NOISE.sample(jax.random.key(0), (1000,)), ef.couplings.independent
-    field = ef.residual_mlp_field(0, 64, 256, 2)
-    field = train(
-        field, ef.transport_matching(NOISE, pairs), optax.adam(optax.cosine_decay_schedule(1e-3, steps)), steps
-    )
+    flow, rate = ef.transport_matching(NOISE, pairs), optax.cosine_decay_schedule(1e-3, steps)
+    field = train(ef.residual_mlp_field(0, 64, 256, 2), flow, optax.adam(rate), steps)
     tell("field, 50 steps", ef.descend(field, starts, 0.02, 50).position)
     energy = ef.tempered(ef.line_energy(field), 0.02)
     tell("its work, 50 steps", ef.descend(energy, starts, 0.02, 50).position)

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("rows", ["loss eqm dot", pytest.param("", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rows", ["pcd mlp mala", "loss eqm dot", pytest.param("", marks=pytest.mark.slow)])
 def test_rows_are_printed_with_finite_ratios(rows, tmp_path):
     command = [sys.executable, "benchmarks/run.py", "--quick", "--rows", rows, "--json", str(tmp_path / "rows.json")]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "energyflow"
 EDGE = 10
 FLOORS = {
     "types": 0,
+    "rows": 0,
     "spec": 0,
     "energy": 1,
     "stats": 1,

@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 from energyflow.chains import count_chains
 from energyflow.energies.fields import gradient_field
+from energyflow.rows import flat_rows
 from energyflow.types import Array, Key, Tree, as_key
 
 EXACT = 64
@@ -37,8 +38,7 @@ def asymmetry(energy: Any, points: Tree, *, key: Key | int = 0, num_probes: int 
 
 @partial(jax.jit, static_argnames="num_probes")
 def _asymmetry(field: Any, points: Tree, key: Key, num_probes: int) -> Array:
-    unravel = ravel_pytree(jax.tree.map(lambda x: x[0], points))[1]
-    flat = jax.vmap(lambda x: ravel_pytree(x)[0])(points)
+    flat, unravel = flat_rows(points)
     dim = flat.shape[1]
     probes = (
         jax.random.rademacher(key, (num_probes, dim), flat.dtype) if dim > EXACT else jnp.eye(dim, dtype=flat.dtype)

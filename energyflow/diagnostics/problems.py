@@ -40,7 +40,7 @@ def unusable_draws(x: np.ndarray, labels: list[str], groups: np.ndarray | None =
             "step that left the finite numbers, and sample again",
         )
         return
-    same = (x[:, :1] == x[:, -1:]).all(axis=1)
+    same = (x[:, :1] == x[:, -1:]).all(axis=1)  # where a chain ends elsewhere it moved, and need not be read whole
     if same.any():
         same = (x == x[:, :1]).all(axis=1)
     still = np.flatnonzero(same.all(axis=1)) if draws > 1 else _unmoved(x, groups)

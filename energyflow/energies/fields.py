@@ -18,7 +18,8 @@ from jax.tree_util import Partial, register_dataclass
 
 from energyflow.energies.modules import from_nnx
 from energyflow.energies.nets import MLP, ResidualMLP
-from energyflow.energy import Frozen, Landscape, as_energy, gradients, landscape
+from energyflow.energy import Frozen, Landscape, as_energy, landscape
+from energyflow.rows import gradients
 from energyflow.types import Array, Key, Kind, Scalar, Tree
 
 

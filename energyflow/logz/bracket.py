@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from energyflow.chains import advance_chains, count_chains, require_floats
 from energyflow.energy import as_energy
@@ -22,6 +21,7 @@ from energyflow.logz.path import (
     sigmoid_schedule,
 )
 from energyflow.logz.result import LogZ, combine
+from energyflow.rows import flat_rows
 from energyflow.types import Array, Kernel, Key, LogDensity, Tree, as_key
 
 
@@ -177,7 +177,7 @@ def _default_kernel(base: Any) -> Kernel:
             covariance = jnp.ravel(base.variance)
         else:
             draws = base.sample(jax.random.key(0), (1000,))
-            covariance = jnp.var(jax.vmap(lambda x: ravel_pytree(x)[0])(draws), axis=0)
+            covariance = jnp.var(flat_rows(draws)[0], axis=0)
     dim = covariance.shape[0]
     return mala(1.0 / dim ** (1 / 3), covariance)
 

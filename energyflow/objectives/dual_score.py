@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 
 from energyflow.chains import require_floats
 from energyflow.energy import Normalised, as_energy, logdensity, normalised, require_density
-from energyflow.objectives.score import flat_rows
+from energyflow.rows import flat_rows
 from energyflow.types import Array, Key, Objective, Scalar, Tree, as_key
 
 

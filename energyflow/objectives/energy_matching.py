@@ -18,7 +18,7 @@ from energyflow.chains import count_chains, require_floats
 from energyflow.energies.fields import gradient_field, slopes
 from energyflow.energy import as_energy, kind, require_one_point
 from energyflow.kernels.langevin import temperature_ramp
-from energyflow.objectives.score import flat_rows
+from energyflow.rows import flat_rows
 from energyflow.transport import transport_run
 from energyflow.types import Array, Key, Negatives, Objective, Scalar, Tree
 

@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from energyflow.chains import require_floats
 from energyflow.energies.fields import slopes
 from energyflow.energy import kind
-from energyflow.objectives.score import flat_rows
+from energyflow.rows import flat_rows
 from energyflow.types import Array, Key, Objective, Tree
 
 Decay = Literal["truncated", "linear", "piecewise"]

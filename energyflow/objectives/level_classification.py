@@ -16,7 +16,7 @@ from jax.tree_util import Partial, register_dataclass
 from energyflow.chains import require_floats
 from energyflow.energy import logdensity, require_density
 from energyflow.noise_levels import checked_ladder
-from energyflow.objectives.score import flat_rows
+from energyflow.rows import flat_rows
 from energyflow.types import Array, Key, Objective, Scalar, Tree
 
 

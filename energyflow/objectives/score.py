@@ -11,11 +11,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial, register_dataclass
 
 from energyflow.chains import require_floats
-from energyflow.energy import gradients, logdensity, require_density
+from energyflow.energy import logdensity, require_density
+from energyflow.rows import flat_rows, gradients
 from energyflow.types import Array, Key, Objective, Scalar, Tree
 
 Probe = Literal["rademacher", "gaussian", "sphere"]
@@ -159,12 +159,6 @@ def _denoising(levels: Array, power: Any, energy: Any, batch: Tree, key: Key, st
 
 def _value(losses: Array, squares: Array) -> Any:
     return jnp.mean(losses), (None, {"score_norm": jnp.sqrt(jnp.mean(squares))})
-
-
-def flat_rows(batch: Tree) -> tuple[Array, Any]:
-    """Return the rows of a batch as vectors, (B, d), and what makes a vector a position again."""
-    unravel = ravel_pytree(jax.tree.map(lambda x: x[0], batch))[1]
-    return jax.vmap(lambda x: ravel_pytree(x)[0])(batch), unravel
 
 
 def _flat(energy: Any, batch: Tree) -> tuple[Array, Any]:
