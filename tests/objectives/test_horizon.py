@@ -58,15 +58,23 @@ def test_on_two_moons_a_short_descent_is_best(seed, key):
     [("truncated", (1.0, 1.7, 3.0, 6.0, 20.0), (1.7, 3.0), 0.028), ("linear", (1.7, 3.0, 6.0, 20.0), (6.0,), 0.022)],
 )
 def test_on_digits_each_decay_has_its_time(decay, times, good, bound, seed, key):
+    """Judged by the mean over two trainings on other splits: against 360 rows one of them is .015 to .022 at best."""
     pixels, labels = load_digits(return_X_y=True)
     x = (pixels / 8 - 1).astype(np.float32)
-    order = np.random.default_rng(seed).permutation(len(x))
-    data, held_out = x[order[:1437]], x[order[1437:]]
-    field = trained(ef.residual_mlp_field(seed, 64), data, decay, 1e-3, 5000, seed)
-    samples = drawn(field, times, 1000, 64, key)
-    found = {time: energy_distance(y, held_out) for time, y in samples.items()}
+
+    def one(seed, key):
+        order = np.random.default_rng(seed).permutation(len(x))
+        data, held_out = x[order[:1437]], x[order[1437:]]
+        field = trained(ef.residual_mlp_field(seed, 64), data, decay, 1e-3, 5000, seed)
+        samples = drawn(field, times, 1000, 64, key)
+        return samples, np.array([energy_distance(y, held_out) for y in samples.values()])
+
+    runs = [one(2 * seed + i, k) for i, k in enumerate(jax.random.split(key))]
+    found = dict(zip(times, np.mean([distances for _, distances in runs], axis=0), strict=True))
     best = min(found, key=found.__getitem__)
+    print(f"{decay}: {found}")
     assert best in good and found[best] < bound, found
-    assert found[20.0] > 3 * found[best], found
-    digits = KNeighborsClassifier(1).fit(x, labels).predict(samples[best])
-    assert np.abs(np.bincount(digits, minlength=10) / 1000 - 0.1).max() < 4.5 * (0.1 * 0.9 / 1000) ** 0.5 + 0.02
+    assert found[20.0] > 5 * found[best], found
+    for samples, _ in runs:
+        digits = KNeighborsClassifier(1).fit(x, labels).predict(samples[best])
+        assert np.abs(np.bincount(digits, minlength=10) / 1000 - 0.1).max() < 4.5 * (0.1 * 0.9 / 1000) ** 0.5 + 0.02
