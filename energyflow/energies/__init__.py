@@ -23,6 +23,7 @@ from energyflow.energies.nets import classifier_energy, cnn, mlp, residual_cnn
 from energyflow.energies.noisy import noise_conditional_mlp
 from energyflow.energies.rings import rings
 from energyflow.energies.transforms import bounded, transformed
+from energyflow.energies.unet import unet_field
 from energyflow.energies.wells import double_well, four_wells, many_well
 from energyflow.energies.zoo import stiff_gaussian, zoo
 
@@ -66,6 +67,7 @@ __all__ = [
     "sum_landscapes",
     "to_nnx",
     "transformed",
+    "unet_field",
     "uniform_spins",
     "zoo",
 ]

@@ -92,8 +92,8 @@ class ConvBlock(nnx.Module):
 
     def __init__(self, channels_in: int, channels: int, *, activation: str, rngs: nnx.Rngs) -> None:
         self.activation = activation
-        self.down = _conv(channels_in, channels, strides=2, rngs=rngs)
-        self.conv = _conv(channels, channels, rngs=rngs)
+        self.down = convolution(channels_in, channels, strides=2, rngs=rngs)
+        self.conv = convolution(channels, channels, rngs=rngs)
         self.norm = group_norm(channels, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
@@ -141,7 +141,7 @@ class ResidualBlock(nnx.Module):
     def __init__(self, channels: int, *, activation: str, rngs: nnx.Rngs) -> None:
         self.activation = activation
         self.norms = nnx.List([group_norm(channels, rngs=rngs) for _ in range(2)])
-        self.convs = nnx.List([_conv(channels, channels, rngs=rngs) for _ in range(2)])
+        self.convs = nnx.List([convolution(channels, channels, rngs=rngs) for _ in range(2)])
 
     def __call__(self, x: Array) -> Array:
         h = x
@@ -170,17 +170,21 @@ class ResidualCNN(nnx.Module):
         if depth < 2 or depth % 2:
             raise ValueError(f"depth counts the convolutions of residual blocks of two: an even number; got {depth}")
         self.shape, self.activation = tuple(shape), _known(activation)
-        self.stem = _conv(shape[-1], channels, strides=2, rngs=rngs)
+        self.stem = convolution(shape[-1], channels, strides=2, rngs=rngs)
         self.blocks = nnx.List([ResidualBlock(channels, activation=activation, rngs=rngs) for _ in range(depth // 2)])
-        self.halve = _conv(channels, channels, strides=2, rngs=rngs)
+        self.halve = convolution(channels, channels, strides=2, rngs=rngs)
         self.out = nnx.Linear(channels, num_outputs, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
+        return self.out(self.features(x))
+
+    def features(self, x: Array) -> Array:
+        """Return what the last layer reads, shape (N, channels)."""
         require_shape(x, self.shape)
         h = self.stem(x)
         for i, block in enumerate(self.blocks):
             h = block(self.halve(h) if i == len(self.blocks) // 2 else h)
-        return self.out(jnp.mean(ACTIVATIONS[self.activation](h), axis=(1, 2)))
+        return jnp.mean(ACTIVATIONS[self.activation](h), axis=(1, 2))
 
 
 class Constant(nnx.Variable):
@@ -301,7 +305,8 @@ def _dot(x: Array, kernel: Array, dimension_numbers: Any, **options: Any) -> Arr
     return lax.dot_general(x[0], kernel, (((0,), (0,)), ((), ())), **options)[None]
 
 
-def _conv(channels_in: int, channels: int, *, strides: int = 1, rngs: nnx.Rngs) -> nnx.Conv:
+def convolution(channels_in: int, channels: int, *, strides: int = 1, rngs: nnx.Rngs) -> nnx.Conv:
+    """Return a 3x3 convolution whose gradients are fast in loops."""
     options = {"strides": strides, "bias_init": _BIAS_INIT, "conv_general_dilated": convolve}
     return nnx.Conv(channels_in, channels, (3, 3), **options, rngs=rngs)
 
