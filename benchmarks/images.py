@@ -103,9 +103,7 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     data = load_dataset(options.data, 0, whiten="none")
     shape = (*data.shape, 1)
-    train, test = (
-        jnp.asarray(data.part_x(p, 0), jnp.float32).reshape(-1, *shape) for p in ("train", "test")
-    )
+    train, test = (jnp.asarray(data.part_x(p, 0), jnp.float32).reshape(-1, *shape) for p in ("train", "test"))
     with np.load(options.data) as file:
         images = jnp.asarray(2 * file["x_train"] / 255.0 - 1, jnp.float32)[..., None]
         labels = jnp.asarray(file["y_train"], jnp.int32)

@@ -11,6 +11,7 @@ from . import (
     negatives as negatives,
     objectives as objectives,
     plots as plots,
+    quality as quality,
     runs as runs,
     stats as stats,
     types as types,

@@ -26,6 +26,7 @@ FLOORS = {
     "checkpoint": 1,
     "loaders": 1,
     "comparisons": 1,
+    "quality": 1,
     "arguments": 1,
     "energies": 2,
     "kernels": 2,

@@ -35,9 +35,7 @@ class UNet(nnx.Module):
             ]
         )
         self.encode = nnx.List([ResidualBlock(n, activation=activation, rngs=rngs) for n in channels])
-        self.up = nnx.List(
-            [convolution(m + n, n, rngs=rngs) for n, m in zip(channels[:-1], channels[1:], strict=True)]
-        )
+        self.up = nnx.List([convolution(m + n, n, rngs=rngs) for n, m in zip(channels[:-1], channels[1:], strict=True)])
         self.decode = nnx.List([ResidualBlock(n, activation=activation, rngs=rngs) for n in channels[:-1]])
         self.out = convolution(channels[0], shape[-1], rngs=rngs)
         self.gain = nnx.Param(jnp.zeros(shape))
@@ -51,7 +49,7 @@ class UNet(nnx.Module):
         beside.pop()
         for up, block in zip(reversed(self.up), reversed(self.decode), strict=True):
             h = block(up(jnp.concatenate([_enlarged(h, beside[-1]), beside.pop()], axis=-1)))
-        return self.out(ACTIVATIONS[self.activation](h)) + self.gain[...] * x
+        return self.out(ACTIVATIONS[self.activation](h)) + self.gain[...][None] * x
 
 
 def unet_field(

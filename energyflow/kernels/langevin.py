@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import blackjax
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from energyflow.kernels.algorithm import adapt, configured, pair
@@ -171,10 +172,8 @@ def _ramped_langevin(
 
 def normal_like(key: Key, tree: Tree) -> Tree:
     """Return standard normal noise of the shapes and dtypes of `tree`."""
-    leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(key, len(leaves))
-    noise = [jax.random.normal(k, jnp.shape(x), jnp.result_type(x)) for k, x in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(treedef, noise)
+    flat, unravel = ravel_pytree(tree)
+    return unravel(jax.random.normal(key, flat.shape, flat.dtype))
 
 
 def _keep(x: Any, low: Any, high: Any, boundary: str) -> Any:
