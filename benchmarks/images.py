@@ -7,11 +7,12 @@ its figures are beside those of as many training images, and mean nothing beside
 import argparse
 import json
 import time
+from collections import deque
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from flax import nnx
@@ -47,8 +48,7 @@ def classifier(images, labels, steps, seed=0):
     picks = [jnp.asarray(rng.integers(len(images), size=256)) for _ in range(steps)]
     stream = ((images[i], labels[i]) for i in picks)
     state = ef.init(seed, ef.from_nnx(net), objective, optimizer, (images[:2], labels[:2]))
-    for state, _ in ef.train(state, ef.make_step(objective, optimizer), stream):
-        pass
+    [(state, _)] = deque(ef.train(state, ef.make_step(objective, optimizer), stream), maxlen=1)
     trained = ef.to_nnx(state.energy)
     graph, weights = nnx.split(trained)
 
@@ -78,9 +78,6 @@ def draws(field, num, step, shape, seed):
 
 
 def grid(images, file):
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
     side = int(len(images) ** 0.5)
     height, width = images.shape[1:3]
     tiles = np.asarray(images[: side * side, :, :, 0]).reshape(side, side, height, width)
@@ -122,7 +119,8 @@ def main():
     step, began = ef.make_step(objective, optimizer, ema_decay=0.999), time.perf_counter()
     stream = ef.train(state, step, batches(train, options.batch, options.steps, 1))
     losses = []
-    for state, metrics in ef.training.guarded(stream, every=100):
+    for reached, metrics in ef.training.guarded(stream, every=100):
+        state = reached
         losses.append(metrics["loss"])
         if len(losses) % 500 == 0:
             spent = time.perf_counter() - began

@@ -520,3 +520,45 @@ def test_a_tuner_inside_pcd_reaches_its_acceptance(key):
     # Of 100 draws and 256 chains the mean rate has a standard error of .3/sqrt(25600) = .002, were they independent.
     assert abs(metrics["acceptance_rate"][-100:].mean() - 0.574) < 0.02
     assert metrics["step_size"][-1] > 0.1
+
+
+def _around(x, center):
+    return 0.5 * jnp.sum((x - center) ** 2)
+
+
+@pytest.mark.parametrize("phase", ["cd", "pcd", "short_run", "replay"])
+def test_conditional_chains_sample_each_their_own_density(phase):
+    """N(c, 1) for c = -5, 5: after 60 MALA moves each chain is a draw under its condition, z-scores of the mean."""
+    rows = jnp.where(jnp.arange(512)[:, None] % 2 == 0, -5.0, 5.0) + jnp.zeros((512, 2))
+    settings = {"replay": {"capacity": 512, "reinit": 0.3}, "short_run": {"start": ef.from_normal()}}.get(phase, {})
+    negatives = getattr(ef, phase)(ef.mala(0.5), 60, conditional=True, **settings)
+    state = negatives.init(jax.random.key(0), _around, (rows, rows))
+    (x, cond), log_weights, state, _ = negatives.draw(jax.random.key(1), _around, (rows, rows), state)
+    assert log_weights is None
+    assert set(np.unique(np.asarray(cond))) == {-5.0, 5.0}
+    z = (x - cond).sum() / x.size**0.5
+    assert abs(float(z)) < 4.5
+    assert 0.8 < float(jnp.var(x - cond)) < 1.2
+    if phase == "pcd":  # conditions stay in their slots
+        np.testing.assert_array_equal(state.cond[0], cond)
+
+
+def test_an_augmentation_is_a_transition_of_the_rows_drawn():
+    """No move, one reflection a draw: the buffer changes its sign and nothing else."""
+    negatives = ef.replay(ef.mala(1e-12), 1, reinit=0.0, augment=_reflected)
+    rows = jnp.arange(1.0, 9.0)[:, None] * jnp.ones((8, 2))
+    state = negatives.init(jax.random.key(0), _around_origin, rows)
+    found, _, state, _ = negatives.draw(jax.random.key(1), _around_origin, rows, state)
+    np.testing.assert_allclose(sorted(found[:, 0]), sorted(-state_rows(negatives, rows)), rtol=1e-4)
+
+
+def state_rows(negatives, rows):
+    return negatives.init(jax.random.key(0), _around_origin, rows).position[:, 0]
+
+
+def _reflected(key, x):
+    return -x
+
+
+def _around_origin(x):
+    return 0.5 * jnp.sum(x**2)
