@@ -20,8 +20,8 @@ from flax import nnx
 import energyflow as ef
 from energyflow.energies.nets import ResidualCNN
 from energyflow.energies.unet import unet_field
+from energyflow.evaluation.quality import frechet_distance, memorisation, precision_recall
 from energyflow.loaders import load_dataset
-from energyflow.quality import frechet_distance, memorisation, precision_recall
 from energyflow.stats import energy_distance
 
 TIMES = (1.0, 1.7, 2.0, 2.5, 3.0, 5.0)

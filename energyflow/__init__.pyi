@@ -6,12 +6,12 @@ from . import (
     diagnostics as diagnostics,
     energies as energies,
     energy as energy,
+    evaluation as evaluation,
     kernels as kernels,
     logz as logz,
     negatives as negatives,
     objectives as objectives,
     plots as plots,
-    quality as quality,
     runs as runs,
     stats as stats,
     types as types,
@@ -36,10 +36,18 @@ from .diagnostics import (
     asymmetry as asymmetry,
     by_chain as by_chain,
     check as check,
+    gap_report as gap_report,
+    long_run as long_run,
     probe_modes as probe_modes,
     summary as summary,
     superchain_starts as superchain_starts,
     to_arviz as to_arviz,
+)
+from .diffusion import (
+    Diffusion as Diffusion,
+    cumulative_diffusion as cumulative_diffusion,
+    linear_diffusion as linear_diffusion,
+    log_snr_diffusion as log_snr_diffusion,
 )
 from .energies.bases import (
     bernoulli_base as bernoulli_base,
@@ -60,7 +68,15 @@ from .energies.fields import (
 from .energies.fitted import drawn_noise as drawn_noise, gaussian_base as gaussian_base, mixture_base as mixture_base
 from .energies.flows import flow as flow
 from .energies.lattices import ising as ising
+from .energies.levels import (
+    level_mlp as level_mlp,
+    level_mlp_field as level_mlp_field,
+)
 from .energies.modules import from_apply as from_apply, from_nnx as from_nnx, to_nnx as to_nnx
+from .energies.multiscale import (
+    multiscale as multiscale,
+    multiscale_cnn as multiscale_cnn,
+)
 from .energies.nets import (
     classifier_energy as classifier_energy,
     cnn as cnn,
@@ -83,6 +99,12 @@ from .energy import (
     tempered as tempered,
     tilt as tilt,
     with_noise as with_noise,
+)
+from .evaluation import (
+    energy_score as energy_score,
+    likelihood_ratio as likelihood_ratio,
+    ood_report as ood_report,
+    pgd as pgd,
 )
 from .evidence import compare as compare, log_z as log_z
 from .kernels import (
@@ -146,19 +168,27 @@ from .objectives import (
     equilibrium_matching as equilibrium_matching,
     finite_difference_score_matching as finite_difference_score_matching,
     flow_contrastive as flow_contrastive,
+    improved_contrastive as improved_contrastive,
     in_turn as in_turn,
     maximum_likelihood as maximum_likelihood,
     mean_flow as mean_flow,
     nce as nce,
+    nearest_neighbour_entropy as nearest_neighbour_entropy,
     noise_level_classification as noise_level_classification,
     normalise_at as normalise_at,
     one_step as one_step,
+    published_recovery as published_recovery,
     ranking_nce as ranking_nce,
+    recovery_likelihood as recovery_likelihood,
     reverse_kl as reverse_kl,
     score_matching as score_matching,
     sliced_score_matching as sliced_score_matching,
     stateless as stateless,
     transport_matching as transport_matching,
+)
+from .recovery import (
+    recovery_sample as recovery_sample,
+    with_initialiser as with_initialiser,
 )
 from .runs import load_run as load_run
 from .sampling import run as run
@@ -178,3 +208,10 @@ from .walkers import jarzynski as jarzynski, live_log_z as live_log_z
 from .warmup import warm_up as warm_up
 
 __version__: str
+from .health import (
+    Alarm as Alarm,
+    Event as Event,
+    guard as guard,
+    slowable as slowable,
+    watch as watch,
+)

@@ -79,6 +79,25 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Score:
+    """Say how well a finished run tells rows of the data from other rows: AUROC, AUPR, FPR at 95 % TPR."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    ood: str
+    """File of rows that are none of the data, in its raw units."""
+    id: str | None = None
+    """File of rows of the data; the run's own test rows by default."""
+    background: Path | None = None
+    """Run folder of a background model, for the likelihood ratio."""
+    seed: int = 0
+    """Of dequantising and of the intervals."""
+    json: bool = False
+    """Write the figures to FOLDER/score.json too."""
+    out: Path | None = None
+    """Write them to this file instead."""
+
+
+@dataclass(frozen=True)
 class Report:
     """Write report.html of a run folder again."""
 

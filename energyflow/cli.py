@@ -6,9 +6,9 @@ from importlib.metadata import version
 
 import tyro
 
-from energyflow.arguments import Check, Logz, Report, Resume, Run, Sample, Train
+from energyflow.arguments import Check, Logz, Report, Resume, Run, Sample, Score, Train
 
-COMMANDS = Train | Resume | Sample | Run | Logz | Check | Report
+COMMANDS = Train | Resume | Sample | Run | Logz | Check | Score | Report
 
 ABOUT = """Train energy-based densities, sample them or a NumPyro model, and say what they are worth.
 

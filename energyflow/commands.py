@@ -10,15 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from energyflow import arguments as args
+from energyflow import arguments as args, recipe
 from energyflow.chains import SamplingStopped, Trace
 from energyflow.diagnostics import check, read_trace, to_netcdf
+from energyflow.energies.fields import is_field
+from energyflow.evaluation import energy_score, gradient_norm_score, likelihood_ratio, ood_report, ood_table
 from energyflow.evidence import log_z
 from energyflow.kernels import hmc, mala, nuts
+from energyflow.loaders import load_dataset
 from energyflow.logz import bracket
 from energyflow.models import read_model
 from energyflow.report import write_report
-from energyflow.runs import load_run, read_spec, resume_run, start_run
+from energyflow.runs import Run, load_run, read_spec, resume_run, start_run
 from energyflow.sampling import run as sample_target
 
 STOPPED = {"interrupted": 130, "terminated": 143}
@@ -115,6 +118,71 @@ def _read_draws(path: Path) -> Trace | np.ndarray:
     except (OSError, EOFError, ValueError, KeyError) as error:
         reason = "" if "pickle" in str(error) else f": {error}"  # NumPy's advice there is to load it unsafely
         raise ValueError(f"{path} does not hold draws{reason}") from None
+
+
+@_run.register
+def _(chosen: args.Score) -> int:
+    done = load_run(chosen.folder)
+    background = None if chosen.background is None else load_run(chosen.background)
+    inside = _test_rows(done) if chosen.id is None else _rows_of(chosen.id, done)
+    sides = [inside, _rows_of(chosen.ood, done)]
+    if background is not None:
+        _require_alike(background, len(done.scaling.center), done.scaling.levels > 0, str(chosen.folder))
+    per_side = [_scores(done, background, rows, [chosen.seed, 4, side]) for side, rows in enumerate(sides)]
+    reports = {name: ood_report(*(side[name] for side in per_side), seed=chosen.seed) for name in per_side[0]}
+    names = [f"test rows of {chosen.folder}" if chosen.id is None else chosen.id, chosen.ood]
+    print(" against ".join(f"{name} ({len(rows)})" for name, rows in zip(names, sides, strict=True)))
+    print(ood_table(reports))
+    if chosen.json or chosen.out is not None:
+        out = chosen.out or chosen.folder / "score.json"
+        record: dict[str, Any] = {"run": str(chosen.folder), "in": names[0], "out": names[1], "seed": chosen.seed}
+        record |= {"background": chosen.background and str(chosen.background)}
+        record |= {"num_in": len(sides[0]), "num_out": len(sides[1]), "scores": {}}
+        for name, report in reports.items():
+            record["scores"][name] = {figure: getattr(report, figure)._asdict() for figure in report._fields[:3]}
+        out.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        print(f"figures: {out}")
+    return 0
+
+
+def _scores(done: Run, background: Run | None, raw: np.ndarray, seed: list[int]) -> dict[str, np.ndarray]:
+    """Return every score of raw rows that the run has; both runs see the same noise of dequantising."""
+
+    def placed(run: Run) -> np.ndarray:
+        return run.scaling.to_z(run.scaling.to_x(raw, np.random.default_rng(seed)))
+
+    z = placed(done)
+    found = {} if is_field(done.energy) else {"energy": energy_score(done.energy, z)}
+    found["gradient norm"] = gradient_norm_score(done.energy, z)
+    if background is not None:
+        found["likelihood ratio"] = likelihood_ratio(done.energy, background.energy, z, placed(background))
+    return found
+
+
+def _test_rows(done: Run) -> np.ndarray:
+    data = load_dataset(done.spec.data, done.spec.seed, whiten=recipe.whitening(done.spec))
+    pairs = zip(done.scaling, data.scaling, strict=True)
+    if not all(np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-6, atol=0) for a, b in pairs):
+        raise ValueError(f"{done.spec.data} has changed since the run in {done.folder} began: give rows by --id")
+    return data.test
+
+
+def _rows_of(source: str, done: Run) -> np.ndarray:
+    data = load_dataset(source, 0, whiten="none")
+    _require_alike(done, data.dim, data.scaling.levels > 0, source)
+    return np.concatenate([data.train, data.validation, data.test])
+
+
+def _require_alike(done: Run, dim: int, integers: bool, source: str) -> None:
+    """Raise ValueError where `source` cannot be in the raw units of a run's data."""
+    if dim != len(done.scaling.center):
+        raise ValueError(f"{source} has {dim} values a row; the run in {done.folder} takes {len(done.scaling.center)}")
+    if integers != (done.scaling.levels > 0):
+        words = ("floats", "integers")
+        raise ValueError(
+            f"{source} has {words[integers]} and the run in {done.folder} takes {words[not integers]}: rows are "
+            "compared in the same raw units"
+        )
 
 
 @_run.register

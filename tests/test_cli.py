@@ -80,7 +80,7 @@ def test_help_names_every_command_and_every_exit_code(capsys):
         main(["--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    assert all(command in text for command in ("train", "resume", "sample", "logz", "check", "report"))
+    assert all(command in text for command in ("train", "resume", "sample", "logz", "check", "score", "report"))
     assert re.findall(r"\b\d+\b", ABOUT) == ["0", "1", "2", "3", "4", "130", "143"]
 
 
@@ -303,7 +303,9 @@ def gain(data, seed, folder, *words):
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else MARKS) for n in SAMPLERS])
 def test_every_sampler_is_one_flag_and_trains(name, data, tmp_path, seed):
     """Two groups six standard deviations apart: training starts from a Gaussian 0.5 nats a row below their density."""
-    better, metrics = gain(data, seed, tmp_path / "run", "--sampler", name)
+    # Ten moves of h = .01 lag behind weights that learn this fast: of 24 seeds 8 gained less than 0.2.
+    moves = ["--moves", 40] if name in ("ula", "sgld") else []
+    better, metrics = gain(data, seed, tmp_path / "run", "--sampler", name, *moves)
     assert better > 0.2
     assert ("acceptance_rate" in metrics) == (name not in UNADJUSTED)
     assert metrics["sampler_temperature"] == pytest.approx(1.0)

@@ -105,14 +105,18 @@ def settings(kind: type) -> Iterator[tuple[str, object]]:
 
 
 def same(written: str, default: object) -> bool:
-    if default is None or default is False:
+    if default is None or default is False or default is dataclasses.MISSING:
         return written == ""
     if isinstance(default, tuple):
         return written == " ".join(map(str, default))
     return written == default if isinstance(default, str) else float(written) == default
 
 
-@pytest.mark.parametrize("kind", [arguments.Train, arguments.Resume, arguments.Sample, arguments.Run, arguments.Logz])
+@pytest.mark.parametrize(
+    "kind",
+    [arguments.Train, arguments.Resume, arguments.Sample, arguments.Run, arguments.Logz, arguments.Score],
+    ids=lambda kind: kind.__name__,
+)
 def test_the_options_of_a_command_are_documented_with_their_defaults(kind):
     documented, real = options(kind.__name__.lower()), dict(settings(kind))
     assert documented.keys() == real.keys()

@@ -5,15 +5,20 @@ from energyflow.diagnostics.checks import Check, check
 from energyflow.diagnostics.curl import asymmetry
 from energyflow.diagnostics.export import from_netcdf, read_trace, summary, to_arviz, to_netcdf
 from energyflow.diagnostics.probe import Probe, probe_modes
+from energyflow.diagnostics.short_run import GapReport, LongRun, gap_report, long_run
 from energyflow.diagnostics.superchains import superchain_starts
 
 __all__ = [
     "Check",
+    "GapReport",
+    "LongRun",
     "Probe",
     "asymmetry",
     "by_chain",
     "check",
     "from_netcdf",
+    "gap_report",
+    "long_run",
     "probe_modes",
     "read_trace",
     "summary",

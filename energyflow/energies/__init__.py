@@ -17,8 +17,10 @@ from energyflow.energies.fitted import drawn_noise, gaussian_base, mixture_base
 from energyflow.energies.flows import flow
 from energyflow.energies.interacting import interacting
 from energyflow.energies.lattices import ising
+from energyflow.energies.levels import level_mlp, level_mlp_field
 from energyflow.energies.mixtures import eight_gaussians, gaussian_mixture, gmm40, student_mixture
 from energyflow.energies.modules import from_apply, from_nnx, to_nnx
+from energyflow.energies.multiscale import average_pool, multiscale, multiscale_cnn, pooled_shapes
 from energyflow.energies.nets import classifier_energy, cnn, mlp, residual_cnn
 from energyflow.energies.noisy import noise_conditional_mlp
 from energyflow.energies.rings import rings
@@ -28,6 +30,7 @@ from energyflow.energies.wells import double_well, four_wells, many_well
 from energyflow.energies.zoo import stiff_gaussian, zoo
 
 __all__ = [
+    "average_pool",
     "bernoulli_base",
     "bounded",
     "categorical_base",
@@ -37,8 +40,8 @@ __all__ = [
     "double_well",
     "drawn_noise",
     "eight_gaussians",
-    "flow",
     "field",
+    "flow",
     "four_wells",
     "from_apply",
     "from_nnx",
@@ -49,14 +52,19 @@ __all__ = [
     "gmm40",
     "interacting",
     "ising",
+    "level_mlp",
+    "level_mlp_field",
     "line_energy",
     "many_well",
     "mixture_base",
     "mlp",
-    "noise_conditional_mlp",
     "mlp_field",
     "mlp_velocity",
+    "multiscale",
+    "multiscale_cnn",
+    "noise_conditional_mlp",
     "norm_energy",
+    "pooled_shapes",
     "rbm",
     "rbm_marginal",
     "residual_cnn",

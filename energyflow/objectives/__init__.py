@@ -4,8 +4,10 @@ from energyflow.objectives.contrastive import contrastive
 from energyflow.objectives.dual_score import dual_score_matching, normalise_at
 from energyflow.objectives.energy_matching import energy_matching, transport_matching
 from energyflow.objectives.equilibrium import equilibrium_matching
+from energyflow.objectives.improved_cd import improved_contrastive, nearest_neighbour_entropy
 from energyflow.objectives.level_classification import noise_level_classification
 from energyflow.objectives.nce import conditional_nce, flow_contrastive, maximum_likelihood, nce, ranking_nce
+from energyflow.objectives.recovery import published_recovery, recovery_likelihood
 from energyflow.objectives.score import (
     denoising_score_matching,
     finite_difference_score_matching,
@@ -20,18 +22,22 @@ __all__ = [
     "contrastive",
     "denoising_score_matching",
     "dual_score_matching",
-    "equilibrium_matching",
     "energy_matching",
+    "equilibrium_matching",
     "finite_difference_score_matching",
-    "in_turn",
     "flow_contrastive",
+    "improved_contrastive",
+    "in_turn",
     "maximum_likelihood",
     "mean_flow",
     "nce",
-    "one_step",
+    "nearest_neighbour_entropy",
     "noise_level_classification",
     "normalise_at",
+    "one_step",
+    "published_recovery",
     "ranking_nce",
+    "recovery_likelihood",
     "reverse_kl",
     "score_matching",
     "sliced_score_matching",

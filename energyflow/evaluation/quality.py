@@ -1,4 +1,4 @@
-"""Floor 1: how good draws are beside data, in features of your choice: distances, coverage, memorisation.
+"""Floor 6: how good draws are beside data, in features of your choice: distances, coverage, memorisation.
 
 Each function takes features of draws and of data, arrays (n, ...) and (m, ...) with points flattened: raw values, or
 what a classifier's last layer makes of them. A figure belongs to its features and to its numbers of rows, so quote the

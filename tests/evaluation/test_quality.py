@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from energyflow.quality import frechet_distance, maximum_mean_discrepancy, memorisation, precision_recall
+from energyflow.evaluation.quality import frechet_distance, maximum_mean_discrepancy, memorisation, precision_recall
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(300, 4)) @ RNG.normal(size=(4, 4))
