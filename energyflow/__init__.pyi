@@ -54,6 +54,10 @@ from .energies.bases import (
     categorical_base as categorical_base,
     uniform_spins as uniform_spins,
 )
+from .energies.classifiers import (
+    class_logits as class_logits,
+    classifier_energy as classifier_energy,
+)
 from .energies.discrete import rbm as rbm, rbm_marginal as rbm_marginal
 from .energies.fields import (
     dot_energy as dot_energy,
@@ -78,7 +82,6 @@ from .energies.multiscale import (
     multiscale_cnn as multiscale_cnn,
 )
 from .energies.nets import (
-    classifier_energy as classifier_energy,
     cnn as cnn,
     mlp as mlp,
     residual_cnn as residual_cnn,
@@ -107,6 +110,17 @@ from .evaluation import (
     pgd as pgd,
 )
 from .evidence import compare as compare, log_z as log_z
+from .health import (
+    Alarm as Alarm,
+    Event as Event,
+    guard as guard,
+    slowable as slowable,
+    watch as watch,
+)
+from .joint_levels import (
+    free_log_z as free_log_z,
+    joint_chain as joint_chain,
+)
 from .kernels import (
     adjusted_mclmc as adjusted_mclmc,
     barker as barker,
@@ -163,13 +177,17 @@ from .objectives import (
     conditional_nce as conditional_nce,
     contrastive as contrastive,
     denoising_score_matching as denoising_score_matching,
+    diffusion_assisted as diffusion_assisted,
+    diffusion_contrastive as diffusion_contrastive,
     dual_score_matching as dual_score_matching,
     energy_matching as energy_matching,
     equilibrium_matching as equilibrium_matching,
     finite_difference_score_matching as finite_difference_score_matching,
     flow_contrastive as flow_contrastive,
+    from_class_gaussians as from_class_gaussians,
     improved_contrastive as improved_contrastive,
     in_turn as in_turn,
+    joint as joint,
     maximum_likelihood as maximum_likelihood,
     mean_flow as mean_flow,
     nce as nce,
@@ -182,6 +200,7 @@ from .objectives import (
     recovery_likelihood as recovery_likelihood,
     reverse_kl as reverse_kl,
     score_matching as score_matching,
+    sharpness_aware as sharpness_aware,
     sliced_score_matching as sliced_score_matching,
     stateless as stateless,
     transport_matching as transport_matching,
@@ -208,10 +227,3 @@ from .walkers import jarzynski as jarzynski, live_log_z as live_log_z
 from .warmup import warm_up as warm_up
 
 __version__: str
-from .health import (
-    Alarm as Alarm,
-    Event as Event,
-    guard as guard,
-    slowable as slowable,
-    watch as watch,
-)

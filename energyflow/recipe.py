@@ -1,6 +1,7 @@
 """From a spec to the objects of a run: energy, objective, optimiser; one table row per sampler and per objective."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +12,11 @@ import optax
 
 from energyflow import kernels, negatives, stepsize, walkers
 from energyflow.descent import DescentDiverged, descend
+from energyflow.diffusion import Diffusion, linear_diffusion, log_snr_diffusion
 from energyflow.energies.fields import dot_energy, residual_mlp_field
 from energyflow.energies.fitted import mixture_base
 from energyflow.energies.flows import flow
+from energyflow.energies.levels import level_mlp, level_mlp_field
 from energyflow.energies.nets import mlp
 from energyflow.energies.noisy import noise_conditional_mlp
 from energyflow.energy import condition, normalised, tempered, tilt, with_noise
@@ -22,19 +25,23 @@ from energyflow.objectives import (
     conditional_nce,
     contrastive,
     denoising_score_matching,
+    diffusion_contrastive,
     dual_score_matching,
     energy_matching,
     equilibrium_matching,
     finite_difference_score_matching,
     flow_contrastive,
+    improved_contrastive,
     in_turn,
     nce,
     noise_level_classification,
     ranking_nce,
+    recovery_likelihood,
     score_matching,
     sliced_score_matching,
     transport_matching,
 )
+from energyflow.recovery import recovery_sample, with_initialiser
 from energyflow.spec import Spec
 from energyflow.stats import log_mean_exp
 from energyflow.transport import transport_langevin
@@ -112,6 +119,41 @@ def _contrastive(spec: Spec, data: Dataset) -> Objective:
     return contrastive(build_negatives(spec), l2=spec.l2)
 
 
+def _improved(spec: Spec, data: Dataset) -> Objective:
+    step = spec.step_size or SAMPLERS[spec.sampler].step_size
+    return improved_contrastive(build_negatives(spec), step_size=step, kl=0.1, entropy=0.03, l2=spec.l2)
+
+
+def _rungs(spec: Spec, dim: int) -> Any:
+    return level_mlp(spec.seed, dim, NUM_RUNGS, spec.hidden, spec.activation)
+
+
+def _guessed_rungs(spec: Spec, dim: int) -> Any:
+    return with_initialiser(_rungs(spec, dim), level_mlp_field(spec.seed, dim, NUM_RUNGS, spec.hidden, spec.activation))
+
+
+def _lowest_rung(spec: Spec, dim: int, energy: Any) -> Any:
+    return condition(energy, 0)
+
+
+def _recovery(diffusion: Diffusion, shared_noise: bool, spec: Spec, data: Dataset) -> Objective:
+    moves, step = spec.moves or RECOVERY_MOVES, spec.step_size or _rung_step(data.dim)
+    acceptance = spec.target_acceptance or 0.6
+    return recovery_likelihood(
+        diffusion, moves, step_size=step, target_acceptance=acceptance, shared_noise=shared_noise
+    )
+
+
+def _down_the_rungs(diffusion: Diffusion, energy: Any, key: Key, starts: Array, time: float) -> tuple[Array, float]:
+    moves, step = max(1, round(time)), _rung_step(starts.shape[1])
+    drawn = recovery_sample(key, energy, diffusion, starts, num_steps=moves, step_size=step)
+    return drawn.position / float(diffusion.alphas[0]), drawn.num_gradients / len(starts)
+
+
+def _rung_step(dim: int) -> float:
+    return 0.6 * dim ** (-1 / 3)  # the power is MALA's (Roberts and Rosenthal 1998); at 64 and 2 dimensions 0.6 accept
+
+
 def _against_flow(spec: Spec, dim: int) -> Any:
     standard = jnp.stack([jnp.ones(dim), -jnp.ones(dim)])  # rows of mean 0 and spread 1: the data are whitened
     return with_noise(_with_log_z(spec, dim), flow(spec.seed, standard, (max(64, dim),), 2))
@@ -160,12 +202,17 @@ def _equilibrium(spec: Spec, data: Dataset) -> Objective:
     return equilibrium_matching(scale=EQM_SCALE)
 
 
+WITH_NEGATIVES = "contrastive", "improved-cd"
 NOISE_COMPONENTS = 10
+NUM_RUNGS, RECOVERY_MOVES = 6, 15
+RUNGS, GUESSED_RUNGS = linear_diffusion(NUM_RUNGS), log_snr_diffusion(NUM_RUNGS)
 LARGEST_SIGMA, NUM_LEVELS = 4.0, 16
 TRANSPORT_TEMPERATURE = 0.05
 EQM_SCALE, DESCENT_STEP = 4.0, 0.005
 METHODS = {
     "contrastive": Method(_tilted, _contrastive),
+    "improved-cd": Method(_tilted, _improved),
+    "dcd": Method(_tilted, lambda spec, data: diffusion_contrastive(spec.sigma**2)),
     "sm": Method(_tilted, lambda spec, data: score_matching()),
     "ssm": Method(_tilted, lambda spec, data: sliced_score_matching()),
     "fd-ssm": Method(_tilted, lambda spec, data: finite_difference_score_matching()),
@@ -178,6 +225,16 @@ METHODS = {
     ),
     "dual-sm": Method(_noisy, lambda spec, data: dual_score_matching(spec.sigma, LARGEST_SIGMA), _least_noisy),
     "levels": Method(_noisy, lambda spec, data: noise_level_classification(_ladder(spec), num_levels=2), _least_noisy),
+    "drl": Method(
+        _rungs, partial(_recovery, RUNGS, False), _lowest_rung, partial(_down_the_rungs, RUNGS), RECOVERY_MOVES
+    ),
+    "cdrl": Method(
+        _guessed_rungs,
+        partial(_recovery, GUESSED_RUNGS, True),
+        _lowest_rung,
+        partial(_down_the_rungs, GUESSED_RUNGS),
+        RECOVERY_MOVES,
+    ),
     "em": Method(_potential, _transport, draw=_along_transport, horizon=2.0),
     "eqm": Method(_field, _equilibrium, draw=_downhill, horizon=1.7),
     "eqm-dot": Method(lambda spec, dim: dot_energy(_field(spec, dim)), _equilibrium, draw=_downhill, horizon=1.7),
@@ -261,7 +318,7 @@ def _decays(weights: Any) -> Any:
 
 def describe(spec: Spec, kernel_temperature: float, adjusted: bool) -> dict[str, Any]:
     """Return what a report says of the objective, and of its sampler where it has one."""
-    if spec.objective != "contrastive":
+    if spec.objective not in WITH_NEGATIVES:
         return {"objective": spec.objective, "temperature": 1.0}
     return {
         "objective": spec.objective,

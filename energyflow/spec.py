@@ -34,6 +34,10 @@ Loss = Literal[
     "flow-nce",
     "dual-sm",
     "levels",
+    "improved-cd",
+    "dcd",
+    "drl",
+    "cdrl",
     "em",
     "eqm",
     "eqm-dot",
@@ -70,7 +74,7 @@ class Spec:
     sigma: float = 0.1
     """Noise of denoising objectives, the smallest of those with many levels, in whitened coordinates."""
     horizon: float = 0.0
-    """Time that draws of a potential or a landscape are moved for; 0 takes the objective's default."""
+    """Time that draws of a potential or a landscape are moved for, and moves a level of a ladder; 0: the default."""
     noise: Literal["mixture", "gaussian"] = "mixture"
     """What noise-contrastive objectives tell from the data: a fitted mixture of ten Gaussians, or the base."""
     num_noise: int = 0

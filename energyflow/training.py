@@ -146,7 +146,7 @@ def remarks(metrics: dict[str, Any]) -> list[str]:
     tell), of an `acceptance_rate` under 0.05 (chains stand still) and of one effective walker in `ess`.
     """
     row, found = _floats(metrics), []
-    if row.get("accuracy", 0.0) > TOO_EASY:
+    if "cross_entropy" not in row and row.get("accuracy", 0.0) > TOO_EASY:  # of noise, not of classes
         found.append(
             f"the accuracy is {row['accuracy']:.2f}: what is told from the data is too easy, and teaches little of its "
             "density; use noise nearer to the data (a fitted mixture, a flow, a tempered energy) or closer noise levels"

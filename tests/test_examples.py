@@ -129,3 +129,12 @@ def test_the_likelihood_prefers_outliers_and_the_ratio_does_not(tmp_path):
     text = run("likelihood_paradox", tmp_path)
     assert abs(number(r"log density +#", text) - 0.346) < 0.04
     assert abs(number(r"likelihood ratio +#", text) - 0.978) < 0.01
+
+
+def test_a_classifier_is_a_density_too(tmp_path):
+    """250 of 600 steps: all three tell digits apart, and only those that were trained as densities know noise."""
+    lines = {line.split("  ")[0]: line for line in run("jem_digits", tmp_path, "--steps", "250").splitlines()}
+    accuracies = [number(r"accuracy #", line) for line in lines.values()]
+    assert len(lines) == 3 and min(accuracies) > 0.85  # 450 rows: standard error .017 at most
+    told = [number(r"noise #", line) for line in lines.values()]
+    assert told[0] < 0.5 < 0.9 < min(told[1:])

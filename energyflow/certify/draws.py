@@ -44,9 +44,10 @@ def certify_draws(
     chosen = FACTORS.index(1.0)
     arrays = {"samples": blocks[chosen][:256], "data": parts["test"][:256], "at_horizons": np.stack(blocks)[:, :256]}
     if not is_field(energy):
+        judged = recipe.judged(spec, data.dim, energy)
         values = jax.jit(lambda energy, z: jax.vmap(energy)(z))
         groups = {"samples": blocks[chosen]} | {part: x[: 4 * NUM_DRAWS] for part, x in parts.items()}
-        arrays |= {f"energy_{name}": values(energy, data.scaling.to_z(x)) for name, x in groups.items()}
+        arrays |= {f"energy_{name}": values(judged, data.scaling.to_z(x)) for name, x in groups.items()}
     np.savez(folder / "samples.npz", **arrays)
     floor = energy_distance(parts["train"][:NUM_DRAWS], test)
     found = rows[chosen] | {"floor": floor, "num": NUM_DRAWS, "horizons": rows}
@@ -62,7 +63,8 @@ def headline(summary: dict[str, Any]) -> str:
     found = summary["draws"]
     best = min(found["horizons"], key=lambda row: row["energy_distance"])
     said = "" if best["horizon"] == found["horizon"] else f" (horizon {best['horizon']:.3g} is nearer)"
-    word = {"tempered": "potential"}.get(summary["kind"], summary["kind"])
+    words = {"tempered": "potential", "density": "ladder of densities, each given the next"}
+    word = words.get(summary["kind"], summary["kind"])
     judged = (
         f"Draws at horizon {found['horizon']:.3g} have energy distance {found['energy_distance']:.4f} from the test "
         f"rows{said}; training rows have {found['floor']:.4f}. No likelihood is claimed: this is a {word}."

@@ -2,6 +2,7 @@
 
 from energyflow.energies.analytic import funnel, gaussian
 from energyflow.energies.bases import bernoulli_base, categorical_base, uniform_spins
+from energyflow.energies.classifiers import class_logits, classifier_energy
 from energyflow.energies.discrete import rbm, rbm_marginal
 from energyflow.energies.fields import (
     dot_energy,
@@ -21,7 +22,7 @@ from energyflow.energies.levels import level_mlp, level_mlp_field
 from energyflow.energies.mixtures import eight_gaussians, gaussian_mixture, gmm40, student_mixture
 from energyflow.energies.modules import from_apply, from_nnx, to_nnx
 from energyflow.energies.multiscale import average_pool, multiscale, multiscale_cnn, pooled_shapes
-from energyflow.energies.nets import classifier_energy, cnn, mlp, residual_cnn
+from energyflow.energies.nets import cnn, mlp, residual_cnn
 from energyflow.energies.noisy import noise_conditional_mlp
 from energyflow.energies.rings import rings
 from energyflow.energies.transforms import bounded, transformed
@@ -34,6 +35,7 @@ __all__ = [
     "bernoulli_base",
     "bounded",
     "categorical_base",
+    "class_logits",
     "classifier_energy",
     "cnn",
     "dot_energy",

@@ -10,19 +10,16 @@ that is not normalised. Groups have at least four channels: with one channel eac
 strongly a channel responds relative to the others.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
-from jax.tree_util import register_dataclass
 
 from energyflow.energies.convolutions import convolve
 from energyflow.energies.modules import ModuleEnergy, from_nnx
-from energyflow.energy import Frozen
-from energyflow.types import Key, Scalar, Tree
+from energyflow.types import Key
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -196,7 +193,7 @@ class Confined(nnx.Module):
 
     def __init__(self, net: nnx.Module, confinement: float) -> None:
         self.net = net
-        self.confinement = Constant(jnp.asarray(_non_negative(confinement)))
+        self.confinement = Constant(jnp.asarray(non_negative(confinement)))
 
     def __call__(self, x: Array) -> Array:
         return self.net(x)[:, 0] + self.confinement[...] * jnp.sum(jnp.square(x), axis=range(1, x.ndim))
@@ -249,35 +246,6 @@ def residual_cnn(
     return from_nnx(Confined(net, confinement))
 
 
-@register_dataclass
-@dataclass(frozen=True, eq=False)
-class ClassifierEnergy:
-    """A classifier's logits read as the joint energy `E(x, y) = -logits(x)[y]`; made by `classifier_energy`."""
-
-    net: ModuleEnergy
-    confinement: Frozen
-
-    def logits(self, x: Tree) -> Array:
-        """Return the logits of one point, shape (num_classes,): `log p(y|x)` up to a constant."""
-        return self.net(x)
-
-    def __call__(self, x: Tree, *label: Array) -> Scalar:
-        """Return `E(x) = -logsumexp(logits)`, or `E(x, y) = -logits[y]` given an integer label of shape ()."""
-        logits = self.logits(x)
-        energy = -logits[label[0]] if label else -jax.nn.logsumexp(logits)
-        return energy + self.confinement.value * jnp.sum(jnp.square(x))
-
-
-def classifier_energy(module: nnx.Module, confinement: float = 0.0) -> ClassifierEnergy:
-    """Return the energy of a classifier (JEM, Grathwohl et al. 2020), so that `p(x) = sum_y p(x, y)` holds exactly.
-
-    module: maps a batch (N, *shape) to logits (N, num_classes), in evaluation mode (see `from_nnx`).
-    confinement: c >= 0 adds `c |x|^2` to both energies: it confines x and leaves p(y|x) as it is.
-    Raises ValueError for a negative confinement and for modules that `from_nnx` refuses.
-    """
-    return ClassifierEnergy(from_nnx(module), Frozen(_non_negative(confinement)))
-
-
 def group_norm(channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
     """Return GroupNorm (Wu & He 2018) with the most groups, up to 8, that leave at least four channels to each."""
     if channels < 4:
@@ -317,7 +285,8 @@ def _known(activation: str) -> str:
     return activation
 
 
-def _non_negative(confinement: float) -> float:
+def non_negative(confinement: float) -> float:
+    """Return it as a float. Raises ValueError below 0, where Z would be infinite."""
     if not confinement >= 0:
         raise ValueError(f"confinement must be at least 0 (below 0, Z is infinite); got {confinement}")
     return float(confinement)

@@ -13,15 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from energyflow.energies.classifiers import class_logits
 from energyflow.energies.fields import is_field, slopes
-from energyflow.energies.transforms import Transformed
 from energyflow.energy import (
-    Frozen,
-    Landscape,
-    Normalised,
-    Tempered,
-    Tilted,
-    WithNoise,
     as_energy,
     require_density,
     temperature,
@@ -92,30 +86,6 @@ def mutated(key: Key | int, x: Array, rate: Scalar | float, low: float, high: fl
     else:
         fresh = jax.random.uniform(what, x.shape, x.dtype, low, high)
     return jnp.where(jax.random.bernoulli(whether, rate, x.shape), fresh, x)
-
-
-def class_logits(classifier: Any, x: Tree) -> Array:
-    """Return `log p(y|x)` of one point up to a constant, shape (num_classes,).
-
-    classifier: an energy with `logits`, as `classifier_energy` makes it, also within `tempered`, `tilt`, `normalised`,
-    `with_noise`, `landscape`, `frozen` or `bounded`; or a function of one point whose value is the logits, such as
-    `from_nnx(net)`. A temperature is that of p(x) and leaves p(y|x) alone. Raises ValueError for an energy without
-    classes.
-    """
-    match classifier:
-        case Frozen():
-            return class_logits(jax.lax.stop_gradient(classifier.value), x)
-        case Tempered() | Landscape() | Tilted() | Normalised() | WithNoise():
-            return class_logits(classifier.energy, x)
-        case Transformed():
-            return class_logits(classifier.energy, classifier.constrain(x))
-    logits = classifier.logits(x) if hasattr(classifier, "logits") else jnp.asarray(as_energy(classifier)(x))
-    if logits.ndim != 1 or len(logits) < 2:
-        raise ValueError(
-            f"a classifier has an energy with `logits`, or gives logits (num_classes,) for one point; got "
-            f"{type(classifier).__name__} with shape {logits.shape}"
-        )
-    return logits
 
 
 def in_batches(function: Callable[[Tree], Array], rows: Tree, size: int = BATCH) -> np.ndarray:

@@ -24,10 +24,15 @@ def from_data(noise: float = 0.0) -> Start:
 
 def _from_data(noise: Any, key: Key, energy: Any, batch: Tree, num: int) -> Tree:
     row_key, noise_key = jax.random.split(key)
-    size = count_chains(batch)
-    rows = jnp.arange(num) if num == size else jax.random.randint(row_key, (num,), 0, size)
-    picked = jax.tree.map(lambda x: x[rows], batch)
+    picked = _rows(row_key, batch, num)
     return jax.tree.map(lambda x, z: x + noise * z, picked, normal_like(noise_key, picked))
+
+
+def _rows(key: Key, batch: Tree, num: int) -> Tree:
+    """Return the rows of a batch, drawn with replacement for any other number."""
+    size = count_chains(batch)
+    rows = jnp.arange(num) if num == size else jax.random.randint(key, (num,), 0, size)
+    return jax.tree.map(lambda x: x[rows], batch)
 
 
 def from_normal(scale: float = 1.0) -> Start:
@@ -98,7 +103,7 @@ def begin(start: Start, conditional: bool, key: Key, energy: Any, batch: Tree, n
     if not conditional:
         return start(key, energy, batch, num), ()
     row_key, start_key = jax.random.split(key)
-    x, *cond = _from_data(0.0, row_key, energy, batch, num)
+    x, *cond = _rows(row_key, batch, num)
     return start(start_key, energy, x, num), tuple(cond)
 
 

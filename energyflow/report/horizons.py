@@ -5,7 +5,9 @@ from energyflow.report.folder import Run, get
 from energyflow.report.markup import number, paragraph, picture, table
 from energyflow.report.sections import absence
 
-CAPTION = "From left to right the draws are moved longer: too short, as they should be, and gathered at points of rest."
+RESTS = "moved on, they gather at a few points of rest, which are near rows and yet no draws of their law"
+LADDER = "a time counts the moves at each level of noise; more of them bring draws nearer to what levels stand for"
+CAPTION = "From left to right the draws are moved longer: too short, as they should be, and beyond."
 
 
 def horizons(run: Run) -> str:
@@ -15,10 +17,11 @@ def horizons(run: Run) -> str:
         (number(row.get("horizon")), number(row.get("energy_distance"), 4), number(row.get("gradients_per_draw"), 0))
         for row in found.get("horizons") or []
     ]
+    is_ladder = get(run.summary, "kind") == "density"
     text = (
         f"Training rows have energy distance {number(found.get('floor'), 4)} from the test rows, which is what a "
         f"perfect sampler has, give or take chance. Draws are moved for a time of {number(found.get('horizon'))}; "
-        "moved on, they gather at a few points of rest, which are near rows and yet no draws of their law."
+        f"{LADDER if is_ladder else RESTS}."
     )
     parts = [table(("time", "energy distance", "gradients a draw"), rows), paragraph(text, "quiet")]
     if "at_horizons" not in run.samples:

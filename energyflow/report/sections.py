@@ -66,9 +66,12 @@ def _what_was_trained(summary: dict[str, Any]) -> str:
 
 def _how(sampler: dict[str, Any]) -> str:
     objective = sampler.get("objective") or "contrastive"
-    if objective != "contrastive":
+    if objective in ("drl", "cdrl"):
+        return f"Objective: {objective}, MALA at each level of noise given the next."
+    if "kernel" not in sampler and objective != "contrastive":
         return f"Objective: {objective}, no sampler."
-    return f"Sampler: {sampler.get('kernel') or 'unknown'}, negatives: {sampler.get('negatives') or 'unknown'}."
+    name = "" if objective == "contrastive" else f"Objective: {objective}. "
+    return f"{name}Sampler: {sampler.get('kernel') or 'unknown'}, negatives: {sampler.get('negatives') or 'unknown'}."
 
 
 def certified_numbers(run: Run) -> str:
