@@ -19,7 +19,7 @@ from energyflow.energies.flows import flow
 from energyflow.energies.levels import level_mlp, level_mlp_field
 from energyflow.energies.nets import mlp
 from energyflow.energies.noisy import noise_conditional_mlp
-from energyflow.energy import condition, normalised, tempered, tilt, with_noise
+from energyflow.energy import Conditioned, condition, normalised, tempered, tilt, with_noise
 from energyflow.loaders import Dataset
 from energyflow.objectives import (
     conditional_nce,
@@ -146,7 +146,8 @@ def _recovery(diffusion: Diffusion, shared_noise: bool, spec: Spec, data: Datase
 
 def _down_the_rungs(diffusion: Diffusion, energy: Any, key: Key, starts: Array, time: float) -> tuple[Array, float]:
     moves, step = max(1, round(time)), _rung_step(starts.shape[1])
-    drawn = recovery_sample(key, energy, diffusion, starts, num_steps=moves, step_size=step)
+    ladder = energy.energy if isinstance(energy, Conditioned) else energy  # judged as its lowest level
+    drawn = recovery_sample(key, ladder, diffusion, starts, num_steps=moves, step_size=step)
     return drawn.position / float(diffusion.alphas[0]), drawn.num_gradients / len(starts)
 
 

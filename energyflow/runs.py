@@ -41,7 +41,7 @@ class Run(NamedTuple):
         """
         require_density(self.energy, "a log density")
         if self.summary.get("log_z") is None:
-            raise ValueError("this run trained a potential, which is a density near the data alone and has no log Z")
+            raise ValueError("this run trained a potential or a ladder of levels, which has no log Z")
         z = self.scaling.to_z(np.asarray(x, np.float64).reshape(len(x), -1))
         values = -np.asarray(jax.vmap(self.energy)(z), np.float64)
         return values - self.summary["log_z"]["estimate"] - self.scaling.log_det

@@ -349,10 +349,16 @@ def test_digits_train_in_a_fresh_process(tmp_path):
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
 
 
+SLOW_OBJECTIVES = "ssm", "nce", "levels", "em", "drl", "cdrl", "dcd", "improved-cd"
+
+
 @pytest.mark.lenient("numpyro_models")
 @pytest.mark.parametrize(
     "objective",
-    ["eqm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ssm", "nce", "levels", "em"))],
+    [
+        "eqm",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_OBJECTIVES),
+    ],
 )
 def test_each_kind_of_objective_trains_and_is_judged_as_what_it_is(objective, data, tmp_path, seed):
     folder = tmp_path / objective
@@ -361,11 +367,11 @@ def test_each_kind_of_objective_trains_and_is_judged_as_what_it_is(objective, da
         assert main(["train", str(data), "--out", str(folder), "--quiet", "--seed", str(seed), *words]) == 0
     done, page = ef.load_run(folder), (folder / "report.html").read_text()
     assert np.isfinite(done.sample(0, 5)).all()
-    if objective in ("eqm", "em"):
+    if objective in ("eqm", "em", "drl", "cdrl"):
         assert {"log_z", "test_log_likelihood", "check"}.isdisjoint(done.summary)
         assert len(done.summary["draws"]["horizons"]) == 5 and "No likelihood is claimed" in done.summary["headline"]
         assert "Horizons" in page and "Certified numbers" not in page
-        with pytest.raises(ValueError, match="landscape|potential"):
+        with pytest.raises(ValueError, match="landscape|potential|ladder"):
             done.log_density(np.zeros((1, 2)))
     else:
         assert done.summary["kind"] == "density" and done.summary["log_z"] and "Certified numbers" in page

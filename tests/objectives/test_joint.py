@@ -361,7 +361,7 @@ def test_logits_are_found_within_what_wraps_a_classifier(seed):
         boxed = ef.energies.bounded(energy, -1.0, 1.0)
         assert np.allclose(class_logits(ef.tempered(boxed, 2.0), boxed.unconstrain(x)), energy.logits(x), rtol=1e-12)
         with pytest.raises(ValueError, match="a classifier has an energy with `logits`"):
-            class_logits(ef.mlp(0, 3, (4,)), x)
+            class_logits(ef.mlp(0, 3, (4,)), x.astype(jnp.float32))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 import pytest
+from flax import nnx
 
 import energyflow as ef
 from energyflow import training
@@ -35,6 +36,14 @@ def potential():
     return ef.tempered(ef.mlp(0, 2, (8,)), 0.1)
 
 
+def levels():
+    return ef.level_mlp(0, 2, 7, (8,))
+
+
+def two_classes():
+    return ef.classifier_energy(ef.energies.nets.MLP(2, (8,), num_outputs=2, rngs=nnx.Rngs(0)), 0.1)
+
+
 def velocity():
     net = ef.mlp(0, 4, (8,))
     return jax.tree_util.Partial(_average_velocity, net)
@@ -59,6 +68,15 @@ OBJECTIVES = {  # name: (file, energy, objective)
     "maximum likelihood": ("nce", lambda: ef.flow(0, np.eye(2), (4,), 1), ef.maximum_likelihood),
     "dual score": ("dual_score", noisy, lambda: ef.dual_score_matching(0.1, 3.0)),
     "levels": ("level_classification", noisy, lambda: ef.noise_level_classification(SIGMAS)),
+    "improved": ("improved_cd", tilted, lambda: ef.improved_contrastive(ef.cd(ef.mala(0.1), 2), step_size=0.1)),
+    "recovery": ("recovery", levels, lambda: ef.recovery_likelihood(ef.linear_diffusion(6), 2)),
+    "diffusion-assisted": (
+        "diffusion_assisted",
+        levels,
+        lambda: ef.diffusion_assisted(ef.cumulative_diffusion(6), ef.mala(0.1), 2, num_chains=8),
+    ),
+    "diffusion contrastive": ("diffusion_cd", tilted, lambda: ef.diffusion_contrastive(0.05)),
+    "joint": ("joint", two_classes, lambda: ef.joint(ef.cd(ef.mala(0.1), 2))),
     "transport": ("energy_matching", potential, lambda: ef.transport_matching(BASE)),
     "energy matching": ("energy_matching", potential, lambda: ef.energy_matching(BASE)),
     "equilibrium": ("equilibrium", fields, ef.equilibrium_matching),
@@ -73,6 +91,7 @@ def test_the_same_loop_trains_each(name, key):
     objective, optimizer = objective(), optax.sgd(1e-3)
     assert objective.loss.func.__module__ == f"energyflow.objectives.{file}"
     batch = jax.random.normal(key, (16, 2))
+    batch = (batch, (batch[:, 0] > 0).astype(int)) if name == "joint" else batch
     state = ef.init(0, energy(), objective, optimizer, batch)
     before = jax.tree.leaves(ef.energy.partition(state.energy)[0])
     *_, (state, metrics) = ef.train(state, ef.make_step(objective, optimizer), [batch] * 2)
