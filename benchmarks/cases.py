@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import optax
+from flax import nnx
+from jax.nn import logsumexp
 from losses import LOSSES, loss_case
 from peers import torch_step
 
@@ -33,49 +35,53 @@ def points(net, seed=0):
 def bare_gradients(num, unroll):
     """The fastest form of `num` dependent energy gradients of a batch: nothing but x + h grad."""
 
-    def run(energy, x):
-        gradient = jax.vmap(jax.grad(lambda x: -energy(x)))
-        return jax.lax.scan(lambda x, _: (x + 1e-4 * gradient(x), None), x, length=num, unroll=unroll)[0]
+    def run(energy, x, *cond):
+        gradient = jax.vmap(jax.grad(lambda x, *cond: -energy(x, *cond)))
+        return jax.lax.scan(lambda x, _: (x + 1e-4 * gradient(x, *cond), None), x, length=num, unroll=unroll)[0]
 
     return run
 
 
-def bare_step(net, num_gradients, unroll, optimizer):
+def contrast(energy, rows, negatives, *cond):
+    return jnp.mean(jax.vmap(energy)(rows, *cond)) - jnp.mean(jax.vmap(energy)(negatives, *cond))
+
+
+def bare_step(energy, rows, negatives, num_gradients, unroll, optimizer, loss=contrast, cond=()):
     """One training step by hand: bare gradients for the negatives, one loss gradient, one optimiser update."""
-    energy = energy_of(net)
     chain = bare_gradients(num_gradients, unroll)
 
     @jax.jit
-    def step(energy, opt_state, x, negatives):
-        negatives = jax.lax.stop_gradient(chain(energy, negatives))
-
-        def loss(energy):
-            return jnp.mean(jax.vmap(energy)(x)) - jnp.mean(jax.vmap(energy)(negatives))
-
+    def step(energy, opt_state, negatives):
+        negatives = jax.lax.stop_gradient(chain(energy, negatives, *cond))
         params, rest = ef.energy.partition(energy)
-        gradient = jax.grad(lambda p: loss(ef.energy.combine(p, rest)))(params)
+        gradient = jax.grad(lambda p: loss(ef.energy.combine(p, rest), rows, negatives, *cond))(params)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         return ef.energy.combine(optax.apply_updates(params, updates), rest), opt_state, negatives
 
-    state = [energy, optimizer.init(ef.energy.partition(energy)[0]), points(net, 1)]
-    x = points(net)
+    state = [energy, optimizer.init(ef.energy.partition(energy)[0]), negatives]
 
     def run():
-        state[:] = step(state[0], state[1], x, state[2])
+        state[:] = step(*state)
         return state[2]
 
     return run
 
 
-def library_step(net, kernel, num_steps, optimizer, unroll=False):
-    """One PCD step of this library: as many persistent chains as the batch has rows."""
-    objective = ef.contrastive(ef.pcd(kernel, num_steps, unroll=unroll))
-    x = points(net)
-    state = [ef.init(0, energy_of(net), objective, optimizer, x)]
+def bounds(*arguments, **settings):
+    """Both forms of the bound: a scan and straight code."""
+    *head, optimizer = arguments
+    return {
+        f"bound ({name})": bare_step(*head, unroll, optimizer, **settings)
+        for name, unroll in (("scan", False), ("unrolled", True))
+    }
+
+
+def library_step(energy, objective, optimizer, batch):
+    state = [ef.init(0, energy, objective, optimizer, batch)]
     step = ef.make_step(objective, optimizer)
 
     def run():
-        state[0], metrics = step(state[0], x)
+        state[0], metrics = step(state[0], batch)
         return metrics
 
     return run
@@ -91,14 +97,44 @@ PHASES = {
 
 
 def pcd_case(net, phase):
+    """One PCD step: as many persistent chains as the batch has rows."""
     kernel, num_steps, gradients = PHASES[phase]
-    optimizer = optax.adam(1e-4)
+    optimizer, x = optax.adam(1e-4), points(net)
     return {
-        "ours": library_step(net, kernel, num_steps, optimizer),
-        "bound (scan)": bare_step(net, gradients, False, optimizer),
-        "bound (unrolled)": bare_step(net, gradients, True, optimizer),
-        **torch_step(net, phase, points(net)),
+        "ours": library_step(energy_of(net), ef.contrastive(ef.pcd(kernel, num_steps)), optimizer, x),
+        **bounds(energy_of(net), x, points(net, 1), gradients, optimizer),
+        **torch_step(net, phase, x),
     }
+
+
+def drl_case(num_steps=20):
+    """One step of recovery likelihood with MALA, its levels drawn anew, against gradients at fixed ones."""
+    energy, optimizer, x = ef.level_mlp(0, 2, 6, (128, 128)), optax.adam(1e-4), points("mlp")
+    objective = ef.recovery_likelihood(ef.linear_diffusion(6), num_steps)
+    levels = jnp.arange(BATCH["mlp"]) % 6
+    return {
+        "ours": library_step(energy, objective, optimizer, x),
+        **bounds(energy, x, points("mlp", 1), num_steps + 1, optimizer, cond=(levels,)),
+    }
+
+
+def jem_case(num_steps=20):
+    """One step of JEM with Langevin of step 1 on 8x8 digits' size, a buffer of 1000, an MLP 64-256-256-10."""
+    optimizer, x = optax.adam(1e-4), jax.random.normal(jax.random.key(0), (64, 64))
+    y = jnp.arange(64) % 10
+    net = ef.energies.nets.MLP(64, (256, 256), num_outputs=10, rngs=nnx.Rngs(0))
+    energy = ef.classifier_energy(net)
+    negatives = ef.replay(ef.langevin(1.0, 0.01), num_steps, capacity=1000, num_chains=64, start=ef.from_uniform())
+    return {
+        "ours": library_step(energy, ef.joint(negatives), optimizer, (x, y)),
+        **bounds(energy, (x, y), x, num_steps, optimizer, loss=joint_loss),
+    }
+
+
+def joint_loss(energy, rows, negatives):
+    logits = jax.vmap(energy.logits)(rows[0])
+    entropy = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, rows[1]))
+    return entropy - jnp.mean(logsumexp(logits, axis=1)) - jnp.mean(jax.vmap(energy)(negatives))
 
 
 def sampling_case(kernel_name, num_chains=256, num_draws=500):
@@ -161,6 +197,8 @@ def ais_case(net, num_temperatures=100):
 CASES = {
     **{f"sample {name}": functools.partial(sampling_case, name) for name in ("mala", "hmc")},
     **{f"pcd {net} {phase}": functools.partial(pcd_case, net, phase) for net in SHAPES for phase in PHASES},
+    "drl mala": drl_case,
+    "jem langevin": jem_case,
     **{f"loss {name}": functools.partial(loss_case, name) for name in LOSSES},
     **{f"ais {net} mala": functools.partial(ais_case, net) for net in SHAPES},
 }
