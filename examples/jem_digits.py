@@ -42,12 +42,10 @@ def main(steps: int, seed: int, plot: str | None) -> None:
         energy, metrics = train(phase, seed, steps)
         found, energies[name] = classification(jax.vmap(energy.logits)(TEST), TRUTH), np.asarray(jax.vmap(energy)(TEST))
         told = {k: np.mean(energies[name][:, None] < np.asarray(jax.vmap(energy)(x))) for k, x in others.items()}
-        text = ", ".join(f"{what} {share:.2f}" for what, share in told.items())
+        text = f"accuracy {found.accuracy:.3f}, calibration error {found.calibration_error:.3f}, told from "
+        text += ", ".join(f"{what} {share:.2f}" for what, share in told.items())
         text += f"; gap {metrics['gap']:.1f}, T {metrics['sampler_temperature']:.0e}" if phase else "; no density"
-        print(
-            f"{name:14} accuracy {found.accuracy:.3f}, calibration error {found.calibration_error:.3f}, "
-            f"told from {text}"
-        )
+        print(f"{name:14} {text}")
     if plot:
         ef.plots.energy_histogram(energies).savefig(plot)
 

@@ -50,7 +50,7 @@ CASES = {  # the warm-up, its kernel, chains, variances
 }
 
 
-SLOW = {"window-dense", "adjusted-mclmc"}
+SLOW = {"window-dense", "meads", "adjusted-mclmc"}
 
 
 def each(cases):

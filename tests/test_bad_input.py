@@ -122,7 +122,9 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name.endswith("run") else []) for name in NAMED]
+)
 def test_what_cannot_be_refused_is_named(name):
     call, sentence = NAMED[name]
     assert sentence in str(call())

@@ -47,6 +47,7 @@ def agree(name, kernel, chains, thin):
     assert found.verdict == ("divergences" if astray else "healthy"), found.check
 
 
+@pytest.mark.slow
 def test_draws_agree_with_a_published_posterior():
     agree("kidscore_momhs", *KERNELS["nuts"])
 

@@ -191,7 +191,11 @@ def test_the_bracket_holds_the_log_z_of_an_rbm(name, num, key):
 
 
 @pytest.mark.parametrize(
-    ("make", "num"), [(gibbs_with_gradients, 1500), (lambda: dmala(0.5), 500)], ids=["gwg", "dmala"]
+    ("make", "num"),
+    [
+        pytest.param(gibbs_with_gradients, 1500, id="gwg", marks=pytest.mark.slow),
+        pytest.param(lambda: dmala(0.5), 500, id="dmala"),
+    ],
 )
 def test_the_bracket_holds_the_log_z_of_a_marginal_rbm(make, num, key):
     machine = load("rbm_16x8").marginal
@@ -202,6 +206,7 @@ def test_the_bracket_holds_the_log_z_of_a_marginal_rbm(make, num, key):
     assert_holds(result, RBMS["rbm_16x8"][0])
 
 
+@pytest.mark.slow
 def test_the_bracket_holds_the_log_z_of_the_torus(key):
     torus = ising(8, 0.4)
     bracket_key, draw_key = jax.random.split(key)

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from energyflow.energies import nets
+from energyflow.energies.classifiers import classifier_energy
 from energyflow.energies.modules import from_nnx, to_nnx
 from energyflow.energies.noisy import noise_conditional_mlp
 from energyflow.energy import partition
@@ -153,7 +154,7 @@ def test_groups_have_at_least_four_channels(channels):
 @pytest.mark.parametrize("confinement", [0.0, 0.2])
 def test_classifier_energies_are_a_joint_density(confinement):
     net = nets.MLP(2, (8,), num_outputs=3, rngs=nnx.Rngs(0))
-    energy = nets.classifier_energy(net, confinement)
+    energy = classifier_energy(net, confinement)
     x = jnp.array([0.4, -1.3])
     labels = jnp.arange(3)
     joint = jax.vmap(energy, in_axes=(None, 0))(x, labels)

@@ -147,7 +147,7 @@ class _Accepted(tuple):
 
 @pytest.mark.lenient("numpyro")
 def test_unadjusted_moves_are_confidently_wrong(key):
-    """Card 16: ULA inside AIS is wrong by about -0.8 nats with ESS over 90 %; it is what the refusal protects from."""
+    """ULA inside AIS is wrong by about -0.8 nats with ESS over 90 %; it is what the refusal protects from."""
     variances = np.geomspace(0.3, 10.0, 10)
     energy = gaussian(np.zeros(10), covariance=np.diag(variances))
     base = dist.Normal(jnp.zeros(10), 3.0 * jnp.ones(10)).to_event(1)
