@@ -161,8 +161,7 @@ def _scores(done: Run, background: Run | None, raw: np.ndarray, seed: list[int])
 
 def _test_rows(done: Run) -> np.ndarray:
     data = load_dataset(done.spec.data, done.spec.seed, whiten=recipe.whitening(done.spec))
-    pairs = zip(done.scaling, data.scaling, strict=True)
-    if not all(np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-6, atol=0) for a, b in pairs):
+    if not done.scaling.agrees(data.scaling):
         raise ValueError(f"{done.spec.data} has changed since the run in {done.folder} began: give rows by --id")
     return data.test
 

@@ -23,6 +23,7 @@ from energyflow.kernels.algorithm import step_size, with_step_size
 from energyflow.kernels.langevin import normal_like
 from energyflow.rows import flat_rows
 from energyflow.stats import log_mean_exp
+from energyflow.stepsize import decaying_gain
 from energyflow.types import Array, Kernel, Key, Tree, as_key
 
 
@@ -205,8 +206,9 @@ def _adapt(target: Any, steps: LevelSteps, accepted: Array | None, visits: Array
     if accepted is None:
         raise ValueError("target_acceptance needs a kernel with an accept step; give None for unadjusted kernels")
     error = accepted / jnp.maximum(visits, 1.0) - target
-    gain = jnp.maximum((steps.counts.astype(float) + 1.0) ** -0.5, 0.05)
-    log_scales = steps.log_scales + jnp.where(visits > 0, gain * error, 0.0).astype(steps.log_scales.dtype)
+    log_scales = steps.log_scales + jnp.where(visits > 0, decaying_gain(steps.counts) * error, 0.0).astype(
+        steps.log_scales.dtype
+    )
     return LevelSteps(log_scales, steps.counts + (visits > 0).astype(jnp.int32))
 
 

@@ -61,6 +61,11 @@ class Scaling(NamedTuple):
         """Whether whitened coordinates are the data units."""
         return self.factor.ndim == 1 and not self.center.any() and bool((self.factor == 1).all())
 
+    def agrees(self, other: "Scaling") -> bool:
+        """Return whether the other was fitted to the same data, to the rounding of a fit."""
+        pairs = zip(self, other, strict=True)
+        return all(np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-6, atol=0) for a, b in pairs)
+
     def describe(self) -> dict[str, Any]:
         """Return what a spec records of it."""
         return {

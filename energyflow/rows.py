@@ -22,3 +22,8 @@ def gradients(function: Callable, batch: Any) -> Any:
     row one over vectors and their transposes.
     """
     return jax.grad(lambda batch: jnp.sum(jax.vmap(function)(batch)))(batch)
+
+
+def per_row(values: Array, like: Array) -> Array:
+    """Return numbers (B,) in the shape that multiplies the rows of `like`, (B, ...)."""
+    return values.reshape(-1, *(1,) * (like.ndim - 1))

@@ -99,8 +99,7 @@ def resume_run(folder: Path, *, progress: bool = True) -> str:
     spec = read_spec(folder)
     data = load_dataset(spec.data, spec.seed, whiten=recipe.whitening(spec))
     scaling = read_scaling(folder)
-    pairs = zip(scaling, data.scaling, strict=True)
-    if not all(np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-6, atol=0) for a, b in pairs):
+    if not scaling.agrees(data.scaling):
         raise ValueError(f"{spec.data} has changed since the run in {folder} began: restore it, or start a new run")
     data = data._replace(scaling=scaling)
     return _train_and_certify(spec, data, folder, resume=True, progress=progress)

@@ -54,15 +54,16 @@ def _same(state: StepState, num_chains: int) -> Array:
     return jnp.full((num_chains,), _value(state))
 
 
-def _gain(gain: Any, count: Array) -> Array:
-    return gain * jnp.maximum((count.astype(float) + 1.0) ** -0.5, 0.05)
+def decaying_gain(count: Array) -> Array:
+    """Return the gain of an update after `count` others: their number to the power -1/2, at least 1/20."""
+    return jnp.maximum((count.astype(float) + 1.0) ** -0.5, 0.05)
 
 
 def _to_acceptance(
     target: Any, gain: Any, state: StepState, steps: Array, acceptance: Array, squared_jump: Array
 ) -> StepState:
     error = jnp.mean(acceptance) - target
-    return StepState(state.log_step + _gain(gain, state.count) * error, state.count + 1)
+    return StepState(state.log_step + gain * decaying_gain(state.count) * error, state.count + 1)
 
 
 def by_jump(min_acceptance: float = 0.1, spread: float = 0.25, gain: float = 1.0) -> StepTuner:
@@ -89,7 +90,7 @@ def _to_distance(
     up, down = (jnp.sum(jnp.where(half, squared_jump, 0.0)) / _count(half, squared_jump) for half in (longer, ~longer))
     slope = (up - down) / jnp.maximum(up + down, jnp.finfo(squared_jump.dtype).tiny)
     short = jnp.mean(acceptance) < min_acceptance
-    step = _gain(gain, state.count) * jnp.where(short, -0.5, slope)
+    step = gain * decaying_gain(state.count) * jnp.where(short, -0.5, slope)
     return StepState(state.log_step + step, state.count + 1)
 
 

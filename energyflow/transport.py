@@ -17,6 +17,7 @@ from energyflow.chains import chain_keys, count_chains, evolve_from, summary_of
 from energyflow.energy import as_energy, logdensity, require_density, temperature as temperature_of
 from energyflow.kernels.algorithm import bind, start, step_size as step_of, with_settings, with_step_size
 from energyflow.kernels.langevin import ramped_langevin
+from energyflow.rows import per_row
 from energyflow.types import Kernel, Key, Negatives, Scalar, Tree, as_key
 
 
@@ -157,7 +158,7 @@ def _run_draw(settings: TransportRun, key: Key, energy: Any, batch: Tree, state:
     rows = jnp.arange(num) if num == size else jax.random.randint(row_key, (num,), 0, size)
     at_data = jnp.arange(float(num)) < jnp.round(settings.share * num)
     position = jax.tree.map(
-        lambda data, drawn: jnp.where(at_data.reshape(-1, *(1,) * (drawn.ndim - 1)), data[rows], drawn),
+        lambda data, drawn: jnp.where(per_row(at_data, drawn), data[rows], drawn),
         batch,
         settings.source.sample(source_key, (num,)),
     )

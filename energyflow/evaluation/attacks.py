@@ -10,6 +10,7 @@ from jax import Array
 
 from energyflow.energy import as_energy
 from energyflow.evaluation.scores import class_logits, in_batches
+from energyflow.rows import per_row
 from energyflow.types import Key, Scalar, as_key
 
 Norm = Literal["inf", "2"]
@@ -95,7 +96,7 @@ def _attack(
 
     def better(found: tuple, points: Array, each: Array) -> tuple:
         worse_off = each > found[1]
-        return jnp.where(_wide(worse_off, x), points, found[0]), jnp.where(worse_off, each, found[1])
+        return jnp.where(per_row(worse_off, x), points, found[0]), jnp.where(worse_off, each, found[1])
 
     def advance(_: Any, carry: tuple) -> tuple:
         points, found = carry
@@ -133,8 +134,4 @@ def _inverse(lengths: Array) -> Array:
 
 
 def _scaled(rows: Array, factors: Array) -> Array:
-    return rows * _wide(factors, rows)
-
-
-def _wide(values: Array, rows: Array) -> Array:
-    return values.reshape(-1, *(1,) * (rows.ndim - 1))
+    return rows * per_row(factors, rows)

@@ -11,6 +11,7 @@ from energyflow.chains import count_chains
 from energyflow.energy import as_energy
 from energyflow.kernels.algorithm import configured
 from energyflow.kernels.langevin import normal_like
+from energyflow.rows import per_row
 from energyflow.types import Array, Key, Tree
 
 Start = Callable[[Key, Any, Tree, int], Tree]
@@ -114,4 +115,4 @@ def with_conditions(position: Tree, cond: tuple) -> Tree:
 
 def where(mask: Array, a: Array, b: Array) -> Array:
     """Choose rows of `a` where the mask (num,) says so, and of `b` elsewhere."""
-    return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b)
+    return jnp.where(per_row(mask, a), a, b)

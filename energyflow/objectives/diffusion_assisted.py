@@ -12,6 +12,7 @@ from energyflow.diffusion import Diffusion, checked_diffusion
 from energyflow.energy import as_energy, require_density, temperature
 from energyflow.joint_levels import JointMoves, LevelSteps, checked_moves, joint_moves, start_steps
 from energyflow.kernels.langevin import normal_like
+from energyflow.rows import per_row
 from energyflow.types import Array, Kernel, Key, Objective, Tree
 
 
@@ -107,7 +108,7 @@ def diffused(alphas: Array, sigmas: Array, key: Key, batch: Tree) -> tuple[Tree,
     level = (first + jnp.arange(count_chains(batch))) % len(alphas)
 
     def mix(x: Array, z: Array) -> Array:
-        alpha, sigma = (v[level].reshape(-1, *(1,) * (x.ndim - 1)).astype(x.dtype) for v in (alphas, sigmas))
+        alpha, sigma = (per_row(v[level], x).astype(x.dtype) for v in (alphas, sigmas))
         return alpha * x + sigma * z
 
     return jax.tree.map(mix, batch, normal_like(noise_key, batch)), level

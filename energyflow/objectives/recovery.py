@@ -28,6 +28,8 @@ from energyflow.recovery import (
     recovery_rungs,
     temperature_of_moves,
 )
+from energyflow.rows import per_row
+from energyflow.stepsize import decaying_gain
 from energyflow.types import Array, Kernel, Key, Objective, Scalar, Tree
 
 
@@ -159,7 +161,7 @@ def _pairs(key: Key, rung: Rungs, batch: Tree, shared_noise: bool) -> tuple[Tree
 
 
 def _rows(values: Array, like: Array) -> Array:
-    return values.reshape(-1, *(1,) * (like.ndim - 1)).astype(like.dtype)
+    return per_row(values, like).astype(like.dtype)
 
 
 def _mean_square(a: Tree, b: Tree) -> Scalar:
@@ -171,5 +173,4 @@ def _adapted(state: RecoveryState, target: Any, level: Array, acceptance: Array)
     """Move each level's log step by the mean error of its chains, less and less (Robbins and Monro 1951)."""
     at_level = jax.nn.one_hot(level, len(state.step_sizes), dtype=acceptance.dtype)
     errors = (acceptance - target) @ at_level / jnp.maximum(jnp.sum(at_level, axis=0), 1.0)
-    gain = jnp.maximum((state.count.astype(float) + 1.0) ** -0.5, 0.05)
-    return RecoveryState(state.step_sizes * jnp.exp(gain * errors), state.count + 1)
+    return RecoveryState(state.step_sizes * jnp.exp(decaying_gain(state.count) * errors), state.count + 1)
