@@ -14,7 +14,14 @@ from energyflow import arguments as args, recipe
 from energyflow.chains import SamplingStopped, Trace
 from energyflow.diagnostics import check, read_trace, to_netcdf
 from energyflow.energies.fields import is_field
-from energyflow.evaluation import energy_score, gradient_norm_score, likelihood_ratio, ood_report, ood_table
+from energyflow.evaluation import (
+    class_probability_score,
+    energy_score,
+    gradient_norm_score,
+    likelihood_ratio,
+    ood_report,
+    ood_table,
+)
 from energyflow.evidence import log_z
 from energyflow.kernels import hmc, mala, nuts
 from energyflow.loaders import load_dataset
@@ -154,13 +161,15 @@ def _scores(done: Run, background: Run | None, raw: np.ndarray, seed: list[int])
     z = placed(done)
     found = {} if is_field(done.energy) else {"energy": energy_score(done.energy, z)}
     found["gradient norm"] = gradient_norm_score(done.energy, z)
+    if recipe.method(done.spec).labelled:
+        found["class probability"] = class_probability_score(done.energy, z)
     if background is not None:
         found["likelihood ratio"] = likelihood_ratio(done.energy, background.energy, z, placed(background))
     return found
 
 
 def _test_rows(done: Run) -> np.ndarray:
-    data = load_dataset(done.spec.data, done.spec.seed, whiten=recipe.whitening(done.spec))
+    data = recipe.read_data(done.spec)
     if not done.scaling.agrees(data.scaling):
         raise ValueError(f"{done.spec.data} has changed since the run in {done.folder} began: give rows by --id")
     return data.test

@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from energyflow import checkpoint, recipe
+from energyflow.evaluation import classify
 from energyflow.loaders import Dataset
 from energyflow.logz import bracket, log_likelihood
 from energyflow.spec import Spec
@@ -46,7 +47,7 @@ class Progress(NamedTuple):
 def begin(spec: Spec, data: Dataset) -> Progress:
     """Return the progress before the first step."""
     energy = recipe.build_energy(spec, data.dim)
-    batch = jnp.asarray(data.batch(0, spec.batch_size, spec.seed))
+    batch = jax.tree.map(jnp.asarray, data.batch(0, spec.batch_size, spec.seed))
     state = init(spec.seed, energy, recipe.build_objective(spec, data), recipe.build_optimizer(spec), batch)
     zero = jnp.zeros((), jnp.int32)
     return Progress(state, jax.tree.map(jnp.array, state.ema), jnp.float32(-jnp.inf), zero, zero, zero)
@@ -127,17 +128,23 @@ def _first_trouble(recent: list[dict[str, Any]], gaps: list[float]) -> str:
 def _evaluate(spec: Spec, data: Dataset, now: Progress) -> tuple[Progress, dict[str, float]]:
     """Score the averaged weights on the validation rows, keep the best, and return the score by its name.
 
-    Densities by the log-likelihood (short forward annealing), what has none by the energy distance of its draws.
+    Densities by the log-likelihood (short forward annealing), of rows and labels where rows are labelled; what has none
+    by the energy distance of its draws.
     """
     key, points = jax.random.fold_in(jax.random.key(spec.seed), now.state.step), data.part_x("validation", spec.seed)
-    if recipe.METHODS[spec.objective].draw is None:
+    if recipe.method(spec).draw is None:
         energy = recipe.judged(spec, data.dim, now.state.ema)
         log_z = bracket(key, energy, num_temperatures=300, num_chains=128, reverse=False)
         score = log_likelihood(energy, data.scaling.to_z(points), log_z, -data.scaling.log_det).estimate
         named = {"validation_log_likelihood": score}
+        if data.labels is not None:
+            found = classify(energy, data.scaling.to_z(points), data.labels.validation)
+            if found is not None:
+                score -= found.nll
+                named |= {"validation_accuracy": found.accuracy, "validation_cross_entropy": found.nll}
     else:
-        draws, _ = recipe.draw(spec, now.state.ema, key, VALIDATION_DRAWS, data.dim, recipe.horizon(spec))
-        draws = np.asarray(draws)
+        drawn = recipe.draw(spec, now.state.ema, key, VALIDATION_DRAWS, data.dim, recipe.horizon(spec))
+        draws = np.asarray(drawn.position)
         distance = (
             energy_distance(data.scaling.from_z(draws), points[:VALIDATION_DRAWS])
             if np.isfinite(draws).all()

@@ -77,10 +77,24 @@ class Scaling(NamedTuple):
         }
 
 
+class Labels(NamedTuple):
+    """Integer classes (n,) of the rows of each part, from 0 on, -1 where unknown."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the highest class of any part."""
+        return 1 + max(int(part.max()) for part in self)
+
+
 class Dataset(NamedTuple):
     """Raw rows (n, d) float64 of each part, the shape of one point before flattening, and the scaling.
 
-    The scaling is fitted on the training part alone; the test part is used for nothing but the final figures.
+    The scaling is fitted on the training part alone; the test part is used for nothing but the final figures. labels:
+    of the rows, None where they were not asked for.
     """
 
     name: str
@@ -89,25 +103,28 @@ class Dataset(NamedTuple):
     test: np.ndarray
     shape: tuple[int, ...]
     scaling: Scaling
+    labels: Labels | None = None
 
     @property
     def dim(self) -> int:
         """Dimensions of one point, flattened."""
         return self.train.shape[1]
 
-    def batch(self, step: int, batch_size: int, seed: int) -> np.ndarray:
+    def batch(self, step: int, batch_size: int, seed: int) -> Any:
         """Return the whitened batch of one step, (batch_size, d) float32: a function of (seed, step) alone.
 
-        Rows come from shuffled epochs without replacement (the last partial batch of an epoch is topped up from the
-        next), dequantised with fresh noise, so a run that resumes at a step sees the batches it would have seen.
+        Where there are labels, a pair with those, (batch_size,) int32. Rows come from shuffled epochs without
+        replacement (the last partial batch of an epoch is topped up from the next), dequantised with fresh noise, so a
+        run that resumes at a step sees the batches it would have seen.
         """
         positions = step * batch_size + np.arange(batch_size)
         epochs, offsets = np.divmod(positions, len(self.train))
         orders = {e: np.random.default_rng([seed, 1, e]).permutation(len(self.train)) for e in np.unique(epochs)}
         rows = np.array([orders[e][o] for e, o in zip(epochs, offsets, strict=True)])
-        return self.scaling.to_z(self.scaling.to_x(self.train[rows], np.random.default_rng([seed, 2, step])))
+        z = self.scaling.to_z(self.scaling.to_x(self.train[rows], np.random.default_rng([seed, 2, step])))
+        return z if self.labels is None else (z, self.labels.train[rows])
 
-    def batches(self, batch_size: int, seed: int, start: int, stop: int) -> Iterator[np.ndarray]:
+    def batches(self, batch_size: int, seed: int, start: int, stop: int) -> Iterator[Any]:
         """Yield the batches of steps start..stop-1."""
         for step in range(start, stop):
             yield self.batch(step, batch_size, seed)
@@ -118,7 +135,16 @@ class Dataset(NamedTuple):
         return self.scaling.to_x(getattr(self, part), np.random.default_rng([seed, 3, order]))
 
 
-def load_dataset(source: str, seed: int, *, whiten: str = "auto") -> Dataset:
+class _Read(NamedTuple):
+    """Raw rows (n, ...) and their labels or None; those to test on, where a file says which."""
+
+    rows: np.ndarray
+    labels: np.ndarray | None = None
+    test: np.ndarray | None = None
+    test_labels: np.ndarray | None = None
+
+
+def load_dataset(source: str, seed: int, *, whiten: str = "auto", labelled: bool = False) -> Dataset:
     """Load "digits" (scikit-learn's 8x8 digits, levels 0..16) or a file of rows, and split it.
 
     source: a .npy, .npz or IDX file (MNIST's format, gzipped or not) of one array (n, ...) of numbers; integers are
@@ -128,57 +154,99 @@ def load_dataset(source: str, seed: int, *, whiten: str = "auto") -> Dataset:
     what values there are, and fits nothing.
     whiten: "full" (Cholesky of the training covariance), "diagonal", "auto" (full where there are at least 5 rows a
     dimension), or "none".
-    Raises ValueError, in one sentence, for a file that cannot be data.
+    labelled: with labels, which are those of the digits, `y_train` and `y_test` or `y` of an .npz file, or the file of
+    labels beside an IDX file of images; integers from 0 on, or -1 for rows of an unknown class.
+    Raises ValueError, in one sentence, for a file that cannot be data, or whose labels cannot be labels.
     """
     if source == "digits":
-        raw, own_test, name, levels = load_digits(return_X_y=True)[0].reshape(-1, 8, 8), None, "digits", 17
+        rows, labels = map(np.asarray, load_digits(return_X_y=True))
+        read, name, levels = _Read(rows.reshape(-1, 8, 8), labels), "digits", 17
     else:
-        (raw, own_test), name = _read(Path(source)), Path(source).stem
-        highest = max(raw.max(), raw.max() if own_test is None else own_test.max())
-        levels = int(highest) + 1 if np.issubdtype(raw.dtype, np.integer) else 0
-        levels = 256 if raw.dtype == np.uint8 and levels > 32 else levels
-    shape = raw.shape[1:]
-    rows = raw.reshape(len(raw), -1).astype(np.float64)
-    rows = rows[np.random.default_rng([seed, 0]).permutation(len(rows))]
-    if own_test is None:
-        test, rows = np.split(rows, [450 if source == "digits" else max(1, len(rows) // 4)])
-    else:
-        test = own_test.reshape(len(own_test), -1).astype(np.float64)
-    validation, train = np.split(rows, [max(1, len(rows) // 10)])
-    return Dataset(name, train, validation, test, shape, _fit_scaling(train, levels, seed, whiten))
+        read, name = _read(Path(source)), Path(source).stem
+        highest = max(part.max() for part in (read.rows, read.test) if part is not None)
+        levels = int(highest) + 1 if np.issubdtype(read.rows.dtype, np.integer) else 0
+        levels = 256 if read.rows.dtype == np.uint8 and levels > 32 else levels
+    order = np.random.default_rng([seed, 0]).permutation(len(read.rows))
+    num_test = 0 if read.test is not None else 450 if source == "digits" else max(1, len(order) // 4)
+    num_validation = max(1, (len(order) - num_test) // 10)
+    parts = np.split(order, [num_test, num_test + num_validation])
+    flat = read.rows.reshape(len(order), -1).astype(np.float64)
+    test, validation, train = (flat[part] for part in parts)
+    if read.test is not None:
+        test = read.test.reshape(len(read.test), -1).astype(np.float64)
+    data = Dataset(name, train, validation, test, read.rows.shape[1:], _fit_scaling(train, levels, seed, whiten))
+    if not labelled:
+        return data
+    known = _labels_of(source, read.labels, len(order))
+    test_labels, validation_labels, train_labels = (known[part] for part in parts)
+    if read.test is not None:
+        test_labels = _labels_of(source, read.test_labels, len(test))
+    return data._replace(labels=Labels(train_labels, validation_labels, test_labels))
 
 
-def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+def _labels_of(source: str, labels: np.ndarray | None, num: int) -> np.ndarray:
+    if labels is None:
+        raise ValueError(
+            f"{source} has no labels: give an .npz file with y beside x, or y_train and y_test beside x_train and "
+            "x_test, or an IDX file with its file of labels beside it"
+        )
+    if labels.shape != (num,) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < -1 or labels.max() < 1:
+        raise ValueError(
+            f"{source}: labels are one integer a row, ({num},), from 0 on for two classes or more, and -1 where "
+            f"unknown; got {labels.dtype} of shape {labels.shape}"
+        )
+    return labels.astype(np.int32)
+
+
+def _read(path: Path) -> _Read:
     """Return the rows of a file, and the test rows where the file, or the one beside it, names them."""
     if not path.exists():
         raise ValueError(f"{path} does not exist; give a .npy, .npz or IDX file, or the word digits")
-    if _is_idx(path):
-        beside = path.with_name(path.name.replace("train-", "t10k-", 1))
-        rows, test = _read_idx(path), _read_idx(beside) if beside != path and beside.exists() else None
-    else:
-        rows, test = _read_numpy(path)
-    for part in (rows,) if test is None else (rows, test):
+    read = _read_images(path) if _is_idx(path) else _read_numpy(path)
+    for part in (read.rows,) if read.test is None else (read.rows, read.test):
         _require_rows(path, part)
-    if test is not None and (test.shape[1:], test.dtype) != (rows.shape[1:], rows.dtype):
-        raise ValueError(f"{path}: rows of shape {rows.shape[1:]} to train on, of {test.shape[1:]} to test on")
-    return rows, test
+    if read.test is not None and (read.test.shape[1:], read.test.dtype) != (read.rows.shape[1:], read.rows.dtype):
+        raise ValueError(
+            f"{path}: rows of shape {read.rows.shape[1:]} to train on, of {read.test.shape[1:]} to test on"
+        )
+    return read
 
 
-def _read_numpy(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+def _read_images(path: Path) -> _Read:
+    """Return the images of an IDX file, and what lies beside it by the names of MNIST's files."""
+    test = path.with_name(path.name.replace("train-", "t10k-", 1))
+    own = _Read(_read_idx(path), _labels_beside(path))
+    if test == path or not test.exists():
+        return own
+    return own._replace(test=_read_idx(test), test_labels=_labels_beside(test))
+
+
+def _labels_beside(path: Path) -> np.ndarray | None:
+    beside = path.with_name(path.name.replace("images-idx3", "labels-idx1", 1))
+    return _read_idx(beside) if beside != path and beside.exists() else None
+
+
+def _read_numpy(path: Path) -> _Read:
     try:
         with path.open("rb") as file:
             data = np.load(file, allow_pickle=False)
             if not isinstance(data, np.lib.npyio.NpzFile):
-                return data, None
-            names = data.files
-            if {"x_train", "x_test"} <= set(names):
-                return data["x_train"], data["x_test"]
+                return _Read(data)
+            names = set(data.files)
+            found = {name: data[name] for name in names & {"x_train", "y_train", "x_test", "y_test", "x", "y"}}
+            if {"x_train", "x_test"} <= names:
+                return _Read(found["x_train"], found.get("y_train"), found["x_test"], found.get("y_test"))
+            if names == {"x", "y"}:
+                return _Read(found["x"], found["y"])
             if len(names) == 1:
-                return data[names[0]], None
+                return _Read(data[names.pop()])
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         reason = "" if "pickle" in str(error) else f": {error}"  # NumPy's advice there is to load it unsafely
         raise ValueError(f"{path} is not a .npy or .npz file of numbers{reason}") from None
-    raise ValueError(f"{path} holds {len(names)} arrays ({', '.join(names)}); it must hold one, or x_train and x_test")
+    raise ValueError(
+        f"{path} holds {len(names)} arrays ({', '.join(sorted(names))}); it must hold one, or x and y, or x_train and "
+        "x_test"
+    )
 
 
 def _is_idx(path: Path) -> bool:

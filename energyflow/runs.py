@@ -14,23 +14,30 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import softmax
 
 from energyflow import checkpoint, recipe
 from energyflow.certify import certify
 from energyflow.chains import advance_chains
 from energyflow.energy import logdensity, require_density
+from energyflow.evaluation import batch_logits
 from energyflow.fit import fit
-from energyflow.loaders import Dataset, Scaling, load_dataset
+from energyflow.loaders import Dataset, Scaling
 from energyflow.spec import Spec
 from energyflow.types import Key, as_key
 
 
 class Run(NamedTuple):
-    """What a finished run left: its spec, what it trained (over whitened coordinates), scaling and summary."""
+    """What a finished run left: its spec, what it trained (over whitened coordinates), scaling and summary.
+
+    energy: what is judged, a function of one point. trained: the weights as they were trained, which are the same but
+    for energies of several noise levels and of a flow beside them.
+    """
 
     folder: Path
     spec: Spec
     energy: Any
+    trained: Any
     scaling: Scaling
     summary: dict[str, Any]
 
@@ -46,16 +53,21 @@ class Run(NamedTuple):
         values = -np.asarray(jax.vmap(self.energy)(z), np.float64)
         return values - self.summary["log_z"]["estimate"] - self.scaling.log_det
 
+    def class_probabilities(self, x: Any) -> np.ndarray:
+        """Return p(y|x), (n, num_classes), of rows x (n, ...) in data units, for a run that trained a classifier."""
+        z = self.scaling.to_z(np.asarray(x, np.float64).reshape(len(x), -1))
+        return softmax(batch_logits(self.energy, z), axis=1)
+
     def sample(self, key: Key | int, num: int) -> np.ndarray:
         """Return `num` new draws (num, d) in data units.
 
         Of a density: kept chains, resampled and moved 200 more transitions; of a potential or a landscape: from noise.
         """
         key = as_key(key)
-        if recipe.METHODS[self.spec.objective].draw is not None:
+        if recipe.method(self.spec).draw is not None:
             dim = len(self.scaling.center)
-            z, _ = recipe.draw(self.spec, self.energy, key, num, dim, recipe.horizon(self.spec))
-            return self.scaling.from_z(np.asarray(z))
+            drawn = recipe.draw(self.spec, self.trained, key, num, dim, recipe.horizon(self.spec))
+            return self.scaling.from_z(np.asarray(drawn.position))
         pick, move = jax.random.split(key)
         with np.load(self.folder / "samples.npz") as file:
             kept = self.scaling.to_z(file["samples"])
@@ -77,7 +89,8 @@ def start_run(spec: Spec, folder: Path, *, command: str = "", progress: bool = T
         raise FileExistsError(f"{folder} is a file; choose another --out")
     if spec.data != "digits":
         spec = dataclasses.replace(spec, data=str(Path(spec.data).resolve()))
-    data = load_dataset(spec.data, spec.seed, whiten=recipe.whitening(spec))
+    data = recipe.read_data(spec)
+    spec = recipe.settled(spec, data)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save(folder / "scaling.npz", data.scaling)
     record = {"settings": spec.to_dict(), "version": version("energyflow-jax"), "command": command}
@@ -97,7 +110,7 @@ def resume_run(folder: Path, *, progress: bool = True) -> str:
     Raises ValueError for a folder that is no run, and where the data are no longer those that the run began with.
     """
     spec = read_spec(folder)
-    data = load_dataset(spec.data, spec.seed, whiten=recipe.whitening(spec))
+    data = recipe.read_data(spec)
     scaling = read_scaling(folder)
     if not scaling.agrees(data.scaling):
         raise ValueError(f"{spec.data} has changed since the run in {folder} began: restore it, or start a new run")
@@ -132,9 +145,9 @@ def load_run(folder: str | Path) -> Run:
         raise ValueError(f"{folder} has not finished: resume it first")
     shape = json.loads((folder / "spec.json").read_text())["data"]["shape"]
     dim = int(np.prod(shape))
-    energy = checkpoint.load(folder / "energy.npz", recipe.build_energy(spec, dim))
-    energy = recipe.judged(spec, dim, energy)
-    return Run(folder, spec, energy, read_scaling(folder), json.loads((folder / "summary.json").read_text()))
+    trained = checkpoint.load(folder / "energy.npz", recipe.build_energy(spec, dim))
+    summary = json.loads((folder / "summary.json").read_text())
+    return Run(folder, spec, recipe.judged(spec, dim, trained), trained, read_scaling(folder), summary)
 
 
 def read_scaling(folder: Path) -> Scaling:

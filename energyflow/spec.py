@@ -24,6 +24,7 @@ Sampler = Literal[
 Phase = Literal["pcd", "cd", "replay", "short-run", "jarzynski"]
 Loss = Literal[
     "contrastive",
+    "jem",
     "sm",
     "ssm",
     "fd-ssm",
@@ -38,6 +39,7 @@ Loss = Literal[
     "dcd",
     "drl",
     "cdrl",
+    "da",
     "em",
     "eqm",
     "eqm-dot",
@@ -79,6 +81,10 @@ class Spec:
     """What noise-contrastive objectives tell from the data: a fitted mixture of ten Gaussians, or the base."""
     num_noise: int = 0
     """Draws of noise a row; 0 takes the objective's default."""
+    classes: int = 0
+    """Classes of the labels that jem trains on; 0 counts them."""
+    generative: float = 1.0
+    """Weight of the density beside the classes in jem; at 1 the sum is the likelihood of rows and labels together."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the tilt's hidden layers."""
     activation: Activation = "silu"
@@ -86,7 +92,7 @@ class Spec:
     learning_rate: float = 1e-3
     """Adam's, decayed to 0 along a cosine."""
     weight_decay: float | None = None
-    """AdamW's decoupled weight decay; by default 1 for densities, 0 for potentials and landscapes."""
+    """AdamW's decoupled weight decay; by default min(1, 20 dimensions / rows) for densities, else 0."""
     ema_decay: float = 0.999
     """Of the averaged weights, which are the ones evaluated and kept."""
     l2: float = 0.0
@@ -110,8 +116,8 @@ class Spec:
 
     def validate(self) -> None:
         """Raise ValueError naming the first setting that is out of its range."""
-        from_1 = "steps", "batch_size", "chains", "evaluate_every", "checkpoint_every", "temperatures", "draws", "thin"
-        from_0 = "seed", "moves", "num_noise", "patience", "step_size", "learning_rate", "l2", "horizon"
+        from_1 = "steps batch_size chains evaluate_every checkpoint_every temperatures draws thin".split()
+        from_0 = "seed moves num_noise patience step_size learning_rate l2 horizon classes generative".split()
         smallest = dict.fromkeys(from_1, 1) | dict.fromkeys(from_0, 0) | {"annealing_chains": 2}
         for name, bound in smallest.items():
             if not getattr(self, name) >= bound:

@@ -349,7 +349,7 @@ def test_digits_train_in_a_fresh_process(tmp_path):
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
 
 
-SLOW_OBJECTIVES = "ssm", "nce", "levels", "em", "drl", "cdrl", "dcd", "improved-cd"
+SLOW_OBJECTIVES = "ssm", "nce", "levels", "em", "drl", "cdrl", "dcd", "improved-cd", "da"
 
 
 @pytest.mark.lenient("numpyro_models")
@@ -376,6 +376,48 @@ def test_each_kind_of_objective_trains_and_is_judged_as_what_it_is(objective, da
     else:
         assert done.summary["kind"] == "density" and done.summary["log_z"] and "Certified numbers" in page
         assert done.summary["sampler"]["objective"] == objective and "Horizons" not in page
+    assert ("Levels of noise" in page) == (objective in ("drl", "cdrl", "da"))
+    if objective == "da":
+        rows = done.summary["levels"]["rows"]
+        assert sum(row["share"] for row in rows) == pytest.approx(1) and len(rows) == 7
+
+
+def labelled(path):
+    """Save rows of three far groups of the plane with their labels, a fifth of them unknown."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 400)
+    x = np.array([[0, 0], [6, 0], [0, 6]])[y] + rng.normal(size=(400, 2))
+    np.savez(path, x=x, y=np.where(rng.random(400) < 0.2, -1, y))
+    return path
+
+
+def test_a_classifier_trains_as_a_density_and_is_judged_as_both(data, tmp_path, seed, capsys):
+    folder = tmp_path / "jem"
+    words = tiny.words(objective="jem", steps=100, learning_rate=0.01)
+    source = str(labelled(tmp_path / "labelled.npz"))
+    assert refused(capsys, "train", data, "--objective", "jem", "--out", folder).count("has no labels") == 1
+    assert (
+        refused(capsys, "train", source, "--out", folder, "--objective", "jem", "--classes", 2).count("too many") == 1
+    )
+    assert not folder.exists()
+    with tiny.quickly():
+        assert main(["train", source, "--out", str(folder), "--quiet", "--seed", str(seed), *words]) == 0
+    done, page = ef.load_run(folder), (folder / "report.html").read_text()
+    assert done.spec.classes == 3 and done.summary["kind"] == "density" and done.summary["log_z"]
+    found, test = done.summary["classifier"], load_dataset(source, seed, labelled=True)
+    known = test.labels.test >= 0
+    assert found["num_rows"] == known.sum() < len(known) and found["num_rows"] == sum(found["reliability"]["count"])
+    p = done.class_probabilities(test.part_x("test", seed)[known])
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+    assert found["accuracy"] == pytest.approx(np.mean(p.argmax(axis=1) == test.labels.test[known]))
+    assert found["accuracy"] > 0.9 and found["linear_accuracy"] > 0.9  # the groups are six apart; chance is a third
+    assert "Classes" in page and "are given their class" in done.summary["headline"]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {"accuracy", "cross_entropy", "gap", "validation_accuracy", "validation_cross_entropy"} <= set(rows[-1])
+    np.save(tmp_path / "far.npy", np.random.default_rng(1).normal(size=(50, 2)) + 9)
+    capsys.readouterr()
+    assert main(["score", str(folder), "--ood", str(tmp_path / "far.npy")]) == 0
+    assert "class probability" in capsys.readouterr().out
 
 
 def test_weighted_walkers_are_a_negative_phase_of_the_command_line(data, tmp_path, seed):

@@ -316,3 +316,60 @@ def test_an_idx_file_that_is_cut_short_is_named(tmp_path, seed):
         load_dataset(str(bad), seed)
     with pytest.raises(ValueError, match="does not exist; give a .npy, .npz or IDX file"):
         load_dataset(str(tmp_path / "fashion"), seed)
+
+
+# Labels
+
+
+def class_of(rows):
+    """Return what the labels of these tests are: one function of the row, so that a row and its label cannot part."""
+    return (rows.reshape(len(rows), -1).sum(axis=1) % 3).astype(np.int64)
+
+
+@pytest.mark.parametrize("parts", ["one", "two", "idx"])
+def test_labels_stay_with_their_rows_through_the_split_and_the_batches(tmp_path, seed, parts):
+    rows = np.random.default_rng(0).integers(0, 256, (90, 3, 2), dtype=np.uint8)
+    y, path = class_of(rows), tmp_path / "rows.npz"
+    if parts == "one":
+        np.savez(path, x=rows, y=y)
+    elif parts == "two":
+        np.savez(path, x_train=rows[:60], y_train=y[:60], x_test=rows[60:], y_test=y[60:])
+    else:
+        path = idx(tmp_path / "train-images-idx3-ubyte", rows[:60])
+        idx(tmp_path / "train-labels-idx1-ubyte", y[:60])
+        idx(tmp_path / "t10k-images-idx3-ubyte", rows[60:])
+        idx(tmp_path / "t10k-labels-idx1-ubyte", y[60:])
+    data, plain = (load_dataset(str(path), seed, whiten="none", labelled=which) for which in (True, False))
+    for part in ("train", "validation", "test"):
+        np.testing.assert_array_equal(getattr(data.labels, part), class_of(getattr(data, part)))
+        np.testing.assert_array_equal(getattr(data, part), getattr(plain, part))
+    assert data.labels.num_classes == 3 and plain.labels is None
+    z, labels = data.batch(2, 32, seed)
+    raw = np.floor((z.astype(float) + 1) / 2 * data.scaling.levels)  # the noise of dequantising is below one level
+    np.testing.assert_array_equal(labels, class_of(raw))
+    np.testing.assert_array_equal(z, plain.batch(2, 32, seed))
+
+
+def test_the_digits_have_labels(seed):
+    data, digits = load_dataset("digits", seed, labelled=True), load_digits()
+    assert data.labels.num_classes == 10
+    of_row = {row.tobytes(): label for row, label in zip(digits.data, digits.target, strict=True)}
+    assert [of_row[row.tobytes()] for row in data.test] == list(data.labels.test)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"x": np.eye(30)}, "has no labels: give"),
+        ({"x": np.eye(30), "y": np.zeros(29, int)}, r"one integer a row, \(30,\).* got int64 of shape \(29,\)"),
+        ({"x": np.eye(30), "y": np.ones(30)}, "got float64 of shape"),
+        ({"x": np.eye(30), "y": np.arange(30) - 2}, "-1 where unknown"),
+        ({"x": np.eye(30), "y": np.zeros(30, int)}, "two classes or more"),
+        ({"x_train": np.eye(30), "x_test": np.eye(30), "y_train": np.arange(30) % 2}, "has no labels"),
+    ],
+)
+def test_what_cannot_be_labels_is_said_where_labels_are_asked_for(tmp_path, seed, arrays, sentence):
+    np.savez(tmp_path / "rows.npz", **arrays)
+    with pytest.raises(ValueError, match=sentence):
+        load_dataset(str(tmp_path / "rows.npz"), seed, labelled=True)
+    assert load_dataset(str(tmp_path / "rows.npz"), seed).labels is None

@@ -314,6 +314,30 @@ def test_energy_histogram_says_what_lies_outside(rng):
         plots.energy_histogram({"samples": np.full(3, np.nan)})
 
 
+def test_reliability_plot_has_a_bar_a_bin_and_the_means_on_it():
+    edges, count = np.linspace(0, 1, 5), np.array([0, 3, 40, 100])
+    confidence, accuracy = np.array([np.nan, 0.4, 0.6, 0.9]), np.array([np.nan, 2 / 3, 0.5, 0.85])
+    left, right = plots.reliability_plot(edges, count, confidence, accuracy).axes
+    assert [bar.get_height() for bar in right.patches] == list(count)
+    np.testing.assert_allclose([bar.get_height() for bar in left.patches][1:], accuracy[1:])
+    assert left.patches[1].get_facecolor() != left.patches[2].get_facecolor()  # three rows say little
+    diagonal, means = left.lines
+    np.testing.assert_array_equal(diagonal.get_xdata(), diagonal.get_ydata())
+    np.testing.assert_array_equal(means.get_xdata(), confidence)
+    with pytest.raises(ValueError, match="no bin has a row"):
+        plots.reliability_plot(edges, 0 * count, confidence, accuracy)
+
+
+@pytest.mark.parametrize("tall", [0.3, 1.02, 1.5])
+def test_scatter_2d_keeps_its_axes_inside_the_figure(rng, tall):
+    data = rng.uniform(-1, 1, (200, 2)) * [1, tall]
+    figure = plots.scatter_2d(data, data)
+    png(figure)  # lays it out
+    for ax in figure.axes:
+        box = ax.get_tightbbox().transformed(figure.transFigure.inverted())
+        assert min(box.x0, box.y0) >= 0 and max(box.x1, box.y1) <= 1
+
+
 def test_scatter_2d_shows_both_on_the_same_window_and_counts_the_rest(rng):
     data, samples = rng.uniform(size=(50, 2)), rng.uniform(size=(40, 2))
     samples[:3] = 100.0

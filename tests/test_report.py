@@ -13,7 +13,7 @@ from energyflow.diagnostics import to_netcdf
 from energyflow.report import write_report
 from energyflow.report.folder import read_run
 from energyflow.report.markup import compared, duration, number
-from energyflow.report.page import SECTIONS
+from energyflow.report.page import RECORDED, SECTIONS
 from energyflow.report.sections import flatten
 from energyflow.report.verdicts import LOG_Z, PROVENANCE
 from energyflow.types import Stats
@@ -59,6 +59,7 @@ SUMMARY = {
         {"name": "box", "test_log_likelihood": None, "difference": None, "difference_stderr": None, "note": "outside"},
     ],
 }
+HEADINGS = [heading for heading, section in SECTIONS if section not in RECORDED]
 FILES = ("spec.json", "summary.json", "metrics.jsonl", "samples.npz", "logz.npz", "draws.nc")
 
 
@@ -134,7 +135,7 @@ def change(folder, name, **values):
 
 def test_a_full_folder_fills_every_section(folder):
     page = page_of(folder)
-    assert all(heading in page.text for heading, _ in SECTIONS)
+    assert all(heading in page.text for heading in HEADINGS)
     assert "could not be drawn" not in page.text and "missing" not in page.text and "incomplete" not in page.text
     assert page.alts == [
         "Samples beside data",
@@ -205,7 +206,7 @@ def test_a_missing_file_costs_its_section_a_sentence(folder, name, sentence, los
     (folder / name).unlink()
     page = page_of(folder)
     assert sentence in page.text and len(page.alts) == 8 - lost
-    assert all(heading in page.text for heading, _ in SECTIONS)
+    assert all(heading in page.text for heading in HEADINGS)
     assert "could not be drawn" not in page.text
 
 
@@ -334,3 +335,38 @@ def test_a_difference_without_an_error_is_not_judged():
 def test_settings_are_flattened_in_order():
     tree = {"a": {"b": 1, "c": {"d": [1, 2]}}, "command": "x", "e": {}, "f": {"command": "y"}}
     assert list(flatten(tree)) == [("a.b", 1), ("a.c.d", [1, 2]), ("e", {}), ("f.command", "y")]
+
+
+# What only some runs have
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_classes_are_judged_where_there_are_any(folder):
+    bins = {"edges": [0.0, 0.5, 1.0], "count": [0, 20], "confidence": [None, 0.9], "accuracy": [None, 0.8125]}
+    figures = {"accuracy": 0.8125, "nll": 0.4375, "brier": 0.25, "calibration_error": 0.0875}
+    more = {"calibration_floor": 0.0625, "num_rows": 20, "linear_accuracy": 0.75, "reliability": bins}
+    change(folder, "summary.json", classifier=figures | more)
+    page = page_of(folder)
+    assert "Classes" in page.text and "Accuracy by confidence" in page.alts
+    assert all(figure in page.text for figure in ("0.812", "0.438", "0.250", "0.087", "0.062", "0.750"))
+    change(folder, "summary.json", classifier=None)
+    assert "No test row has a label" in page_of(folder).text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_levels_of_noise_are_a_row_each(folder):
+    assert "Levels of noise" not in page_of(folder).text
+    rows = [{"sigma": 0.0, "share": 0.625, "acceptance_rate": 0.5}, {"sigma": 1.0, "share": 0.375}]
+    rows[1]["acceptance_rate"] = None  # never visited
+    free = {"corrected": 3.0625, "corrected_error": 0.0625, "imbalance": 0.25, "imbalance_error": 0.125}
+    found = {"rows": rows, "level_moves": 0.75, "drift": -0.5, "log_z": free}
+    distances = {"energy_distance": 0.0125, "floor": 0.0025, "num": 700}
+    change(folder, "summary.json", levels=found | distances)
+    text = page_of(folder).text
+    assert "0.625" in text and "share of 0.75 of the rounds" in text and "700 draws of the clean level" in text
+    assert "3.06 \N{PLUS-MINUS SIGN} 0.06 nats, beside the bracket [3.00, 3.25]" in text
+    change(folder, "summary.json", levels=found | {"log_z": None})
+    text = page_of(folder).text
+    assert "say nothing of log Z" in text and "Too few of their draws" in text
+    change(folder, "summary.json", levels={"rows": [{"sigma": 1.0, "jump_distance": 0.375}]})
+    assert "distance of a move" in page_of(folder).text and "Chains over" not in page_of(folder).text

@@ -21,5 +21,5 @@ def certify(
     A density is judged by a bracket of its log Z and by long chains; a potential or a landscape by the draws that it is
     for, since it has no likelihood.
     """
-    judge = certify_density if recipe.METHODS[spec.objective].draw is None else certify_draws
+    judge = certify_density if recipe.method(spec).draw is None else certify_draws
     return judge(spec, data, reached, ended, folder, progress=progress)

@@ -9,6 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 from energyflow import recipe
+from energyflow.certify.classes import judge_classes
+from energyflow.certify.levels import judge_levels
 from energyflow.certify.summary import opening, plain
 from energyflow.chains import Trace, sample_chains
 from energyflow.comparisons import baselines
@@ -35,10 +37,8 @@ def certify_density(
     sampler is judged as the density it is. They start from the base and from training rows, so that they agree only
     where they mix; their check supports the draws that the reverse annealing starts from.
     """
-    energy, keys = (
-        recipe.judged(spec, data.dim, reached.best),
-        jax.random.split(jax.random.fold_in(jax.random.key(spec.seed), 2**31 - 1), 3),
-    )
+    energy = recipe.judged(spec, data.dim, reached.best)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(spec.seed), 2**31 - 1), 3)
     with tqdm(total=4, disable=not progress, desc="certifying", unit="part") as bar:
         trace, tuned = _draw(keys[1], energy, data, spec)
         to_netcdf(trace, folder / "draws.nc", name="z")
@@ -68,6 +68,10 @@ def certify_density(
         "check": check(trace)._asdict(),
         "comparisons": compared,
     }
+    if data.labels is not None:
+        summary["classifier"] = judge_classes(energy, data, spec.seed)
+    if recipe.method(spec).levels is not None:
+        summary["levels"] = judge_levels(keys[2], spec, data, reached)
     return plain(summary | {"headline": headline(summary)})
 
 
@@ -173,9 +177,20 @@ def _bits(data: Dataset, test: Likelihood) -> dict[str, float] | None:
 
 def headline(summary: dict[str, Any]) -> str:
     """Return the run in one sentence: a bracketed figure and who it beats, or why nothing is claimed."""
-    log_z, test = summary["log_z"], summary["test_log_likelihood"]
     if summary["stopped"].startswith("diverged"):
         return f"Training {summary['stopped']}. What follows judges the best weights before that."
+    found = summary.get("classifier")
+    if not found:
+        return _of_likelihood(summary)
+    rows, share, error = found["num_rows"], 100 * found["accuracy"], found["calibration_error"]
+    classes = (
+        f"Of {rows} labelled test rows {share:.1f} % are given their class, at a calibration error of {error:.3f}."
+    )
+    return f"{_of_likelihood(summary)} {classes}"
+
+
+def _of_likelihood(summary: dict[str, Any]) -> str:
+    log_z, test = summary["log_z"], summary["test_log_likelihood"]
     if log_z["verdict"] not in ("bracketed", "approximate") or log_z["gap"] > 0.5:
         return (
             f"No likelihood is claimed: log Z is only known to {log_z['gap']:.2f} nats ({log_z['verdict']}), with "

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from energyflow import recipe
-from energyflow.certify.summary import opening, plain
+from energyflow.certify.summary import opening, plain, rows_of
 from energyflow.energies.fields import is_field
 from energyflow.energy import kind
 from energyflow.fit import Progress
@@ -34,13 +34,17 @@ def certify_draws(
     parts = {part: data.part_x(part, spec.seed) for part in ("train", "test")}
     horizon = recipe.horizon(spec)
     test = parts["test"][:NUM_DRAWS]
-    blocks, rows = [], []
+    blocks, rows, levels = [], [], {}
     for factor in tqdm(FACTORS, disable=not progress, desc="certifying", unit="horizon"):
-        z, cost = recipe.draw(spec, energy, key, NUM_DRAWS, data.dim, factor * horizon)
-        x = data.scaling.from_z(np.asarray(z))
+        drawn = recipe.draw(spec, energy, key, NUM_DRAWS, data.dim, factor * horizon)
+        x = data.scaling.from_z(np.asarray(drawn.position))
         blocks.append(x)
         distance = energy_distance(x, test) if np.isfinite(x).all() else np.inf
-        rows.append({"horizon": factor * horizon, "energy_distance": distance, "gradients_per_draw": cost})
+        rows.append(
+            {"horizon": factor * horizon, "energy_distance": distance, "gradients_per_draw": drawn.num_gradients}
+        )
+        if factor == 1 and drawn.levels is not None:
+            levels = {"levels": {"rows": rows_of(drawn.levels)}}
     chosen = FACTORS.index(1.0)
     arrays = {"samples": blocks[chosen][:256], "data": parts["test"][:256], "at_horizons": np.stack(blocks)[:, :256]}
     if not is_field(energy):
@@ -54,6 +58,7 @@ def certify_draws(
     summary = opening(data, reached, ended, kind(energy)) | {
         "sampler": recipe.describe(spec, 1.0, False),
         "draws": found,
+        **levels,
     }
     return plain(summary | {"headline": headline(summary)})
 

@@ -34,6 +34,11 @@ def _describe(data: Dataset) -> dict[str, Any]:
     }
 
 
+def rows_of(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return {name: values (n,)} as n rows."""
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
 def plain(value: Any) -> Any:
     """Return JSON-ready values: NumPy scalars as Python's, what is not finite as None."""
     if isinstance(value, dict):

@@ -1,18 +1,25 @@
 """Floor 6: what a classifier's probabilities and features are worth: accuracy, calibration, a linear probe.
 
-Logits are `log p(y|x)` up to a constant, shape (n, num_classes); of probabilities give the logarithm. `class_logits` of
-`evaluation.scores` gives those of an energy.
+Logits are `log p(y|x)` up to a constant, shape (n, num_classes); of probabilities give the logarithm. `batch_logits`
+gives those of an energy.
 """
 
 import warnings
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from energyflow.energies.classifiers import class_logits
+from energyflow.energy import as_energy
+from energyflow.evaluation.scores import in_batches
+from energyflow.types import Array, Tree
 
 
 class Reliability(NamedTuple):
@@ -81,6 +88,24 @@ def classification(logits: Any, labels: Any, num_bins: int = 15) -> Classificati
         num_rows=len(labels),
         reliability=Reliability(edges, count, sure / filled, correct / filled),
     )
+
+
+def batch_logits(classifier: Any, x: Tree) -> np.ndarray:
+    """Return the logits (n, num_classes) of points, leading axis [row]. classifier: see `class_logits`."""
+    return in_batches(partial(_logits, as_energy(classifier)), x)
+
+
+def classify(classifier: Any, x: Tree, labels: Any, num_bins: int = 15) -> Classification | None:
+    """Return the `classification` of those points whose label is not -1, None where there are none."""
+    known = np.asarray(labels) >= 0
+    if not known.any():
+        return None
+    return classification(batch_logits(classifier, x)[known], np.asarray(labels)[known], num_bins)
+
+
+@jax.jit
+def _logits(classifier: Any, x: Tree) -> Array:
+    return jax.vmap(partial(class_logits, classifier))(x)
 
 
 def linear_probe(features: Any, labels: Any, test_features: Any, test_labels: Any, strength: float = 1.0) -> float:

@@ -17,7 +17,9 @@ from energyflow.plots.style import (
     GREY,
     INK,
     PALE,
+    SKY,
     VERMILLION,
+    WIDTH,
     hidden_note,
     histogram,
     label,
@@ -33,6 +35,10 @@ CURVES = (
     ("energy_data", "energy_model"),
     "gap",
     "validation_log_likelihood",
+    "validation_energy_distance",
+    ("accuracy", "validation_accuracy"),
+    ("cross_entropy", "validation_cross_entropy"),
+    ("level_moves", "largest_level"),
     "acceptance_rate",
     "step_size",
     "travel",
@@ -44,6 +50,9 @@ LABELS = {
     "energy_model": "mean energy (nats)",
     "gap": "gap E(model) - E(data) (nats)",
     "validation_log_likelihood": "validation log-likelihood (nats)",
+    "validation_energy_distance": "validation energy distance",
+    "cross_entropy": "cross entropy (nats)",
+    "level_moves": "moves of level, and the fullest level",
     "acceptance_rate": "acceptance rate",
     "step_size": "step size (log scale)",
     "travel": "distance travelled per update",
@@ -221,6 +230,29 @@ def energy_histogram(groups: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def reliability_plot(edges: Any, count: Any, confidence: Any, accuracy: Any) -> Figure:
+    """Draw how often a classifier is right where it is how sure, and how many rows each bin has.
+
+    Arrays as in `energyflow.evaluation.Reliability`; bars of bins with fewer than ten rows are pale.
+    Raises ValueError where no bin has a row.
+    """
+    edges, count, confidence, accuracy = (np.asarray(x, np.float64) for x in (edges, count, confidence, accuracy))
+    if not count.any():
+        raise ValueError("no bin has a row")
+    figure, ((left, right),) = new_axes(1, 2, 3.2)
+    colours = [BLUE if n >= 10 else PALE for n in count]
+    left.bar(edges[:-1], accuracy, np.diff(edges), align="edge", color=colours, edgecolor=GREY, linewidth=0.5)
+    left.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--", label="as sure as right")
+    left.plot(confidence, accuracy, "o", color=VERMILLION, markersize=4, label="mean of the bin")
+    left.set(xlim=(0, 1), ylim=(0, 1.02))
+    legend(left, loc="upper left")
+    label(left, "probability of the class", "share of rows that are right")
+    right.bar(edges[:-1], count, np.diff(edges), align="edge", color=SKY, edgecolor=GREY, linewidth=0.5)
+    right.set(xlim=(0, 1), yscale="log", ylim=(0.5, 2 * count.max()))
+    label(right, "probability of the class", "rows")
+    return figure
+
+
 def scatter_2d(samples: Any, data: Any) -> Figure:
     """Draw model samples (n, 2) beside data (m, 2) on the same axes, the data's range and a quarter more.
 
@@ -241,7 +273,9 @@ def scatter_panels(groups: Mapping[str, Any]) -> Figure:
     *_, data = groups.values()
     low, high = data.min(axis=0), data.max(axis=0)
     low, high = low - 0.25 * (high - low), high + 0.25 * (high - low)
-    figure, axes = new_axes(1, len(groups), 9.4 / len(groups), sharex=True, sharey=True)
+    panel = (WIDTH - 0.7) / len(groups)  # inches; the axes keep the aspect of the data, so the figure has to as well
+    height = min(panel * float((high - low)[1] / (high - low)[0]), 7.0) + 0.8
+    figure, axes = new_axes(1, len(groups), height, sharex=True, sharey=True)
     for ax, (name, points) in zip(axes[0], groups.items(), strict=True):
         inside = ((points >= low) & (points <= high)).all(axis=1)
         note = f", {np.sum(~inside)} outside the window" if not inside.all() else ""

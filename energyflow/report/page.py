@@ -1,18 +1,24 @@
 """Floor 8: the page around the sections: one file, its style and pictures inside it, readable in light and in dark."""
 
 import os
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from string import Template
 
 from energyflow.report import sections
+from energyflow.report.classes import classes
 from energyflow.report.folder import Run, read_run
 from energyflow.report.horizons import horizons
+from energyflow.report.levels import levels
 
 SECTIONS = (
     ("Certified numbers", sections.certified_numbers),
     ("Comparison", sections.comparisons),
+    ("Classes", classes),
     ("Samples beside data", sections.samples),
+    ("Horizons", horizons),
+    ("Levels of noise", levels),
     ("log Z", sections.log_z),
     ("Sampler", sections.sampler),
     ("Training", sections.training),
@@ -21,15 +27,20 @@ SECTIONS = (
     ("How to reproduce", sections.reproduction),
 )
 
-OF_DRAWS = (
-    ("Samples beside data", sections.samples),
-    ("Horizons", horizons),
-    ("Training", sections.training),
-    ("Energies of samples, training and test rows", sections.energies),
-    ("Settings", sections.settings),
-    ("How to reproduce", sections.reproduction),
-)
-"""What applies to a potential or a landscape, which has no likelihood."""
+
+OF_DENSITIES = sections.certified_numbers, sections.comparisons, sections.log_z, sections.sampler
+"""What applies to a density alone: a potential, a landscape or a ladder has no likelihood, and no chains."""
+
+RECORDED: dict[Callable[[Run], str], str] = {horizons: "draws", classes: "classifier", levels: "levels"}
+"""What applies where the summary has this entry."""
+
+
+def applies(section: Callable[[Run], str], run: Run) -> bool:
+    """Return whether a section has anything to say of what was trained."""
+    if section in RECORDED:
+        return RECORDED[section] in run.summary
+    return section not in OF_DENSITIES or sections.is_density(run)
+
 
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -105,6 +116,6 @@ def render(run: Run, name: str) -> str:
     """Return the page of a run; `name` is its title where the summary has none."""
     title = f"{run.summary.get('name') or name}: energyflow report"
     body = [sections.opening(run)]
-    chosen = SECTIONS if sections.is_density(run) else OF_DRAWS
+    chosen = [(heading, section) for heading, section in SECTIONS if applies(section, run)]
     body += [f"<section><h2>{escape(heading)}</h2>{section(run)}</section>" for heading, section in chosen]
     return PAGE.substitute(title=escape(title), style=STYLE, body="\n".join(body))

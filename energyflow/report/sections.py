@@ -66,8 +66,8 @@ def _what_was_trained(summary: dict[str, Any]) -> str:
 
 def _how(sampler: dict[str, Any]) -> str:
     objective = sampler.get("objective") or "contrastive"
-    if objective in ("drl", "cdrl"):
-        return f"Objective: {objective}, MALA at each level of noise given the next."
+    if sampler.get("chains"):
+        return f"Objective: {objective}, {sampler['chains']}."
     if "kernel" not in sampler and objective != "contrastive":
         return f"Objective: {objective}, no sampler."
     name = "" if objective == "contrastive" else f"Objective: {objective}. "

@@ -1,4 +1,4 @@
-"""From a spec to the objects of a run: energy, objective, optimiser; one table row per sampler and per objective."""
+"""Objectives by name: what each trains, how, and as what it is judged."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,23 +8,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-import optax
+from flax import nnx
 
-from energyflow import kernels, negatives, stepsize, walkers
 from energyflow.descent import DescentDiverged, descend
-from energyflow.diffusion import Diffusion, linear_diffusion, log_snr_diffusion
+from energyflow.diffusion import Diffusion, cumulative_diffusion, linear_diffusion, log_snr_diffusion
+from energyflow.energies.classifiers import classifier_energy
 from energyflow.energies.fields import dot_energy, residual_mlp_field
 from energyflow.energies.fitted import mixture_base
 from energyflow.energies.flows import flow
 from energyflow.energies.levels import level_mlp, level_mlp_field
-from energyflow.energies.nets import mlp
+from energyflow.energies.nets import MLP, mlp
 from energyflow.energies.noisy import noise_conditional_mlp
-from energyflow.energy import Conditioned, condition, normalised, tempered, tilt, with_noise
+from energyflow.energy import condition, normalised, tempered, tilt, with_noise
+from energyflow.kernels import mala
 from energyflow.loaders import Dataset
 from energyflow.objectives import (
     conditional_nce,
     contrastive,
     denoising_score_matching,
+    diffusion_assisted,
     diffusion_contrastive,
     dual_score_matching,
     energy_matching,
@@ -33,6 +35,7 @@ from energyflow.objectives import (
     flow_contrastive,
     improved_contrastive,
     in_turn,
+    joint,
     nce,
     noise_level_classification,
     ranking_nce,
@@ -41,54 +44,49 @@ from energyflow.objectives import (
     sliced_score_matching,
     transport_matching,
 )
+from energyflow.recipe.samplers import SAMPLERS, build_negatives
 from energyflow.recovery import recovery_sample, with_initialiser
 from energyflow.spec import Spec
 from energyflow.stats import log_mean_exp
 from energyflow.transport import transport_langevin
-from energyflow.types import Array, Kernel, Key, Negatives, Objective
+from energyflow.types import Array, Key, Objective
 
 
-class Choice(NamedTuple):
-    """A sampler by name: how to build it from a step size, its first step, moves a draw, acceptance (None: untuned)."""
+class Drawn(NamedTuple):
+    """Draws, leading axis [draw], the gradients spent on each, and, of chains down noise levels, what each level did.
 
-    build: Callable[[float], Kernel]
-    step_size: float
-    moves: int
-    acceptance: float | None
+    levels: {"sigma", "acceptance_rate", "jump_distance": a number a level, from the noisiest down}.
+    """
 
-
-SAMPLERS = {
-    "mala": Choice(kernels.mala, 0.1, 10, 0.6),
-    "hmc": Choice(lambda step: kernels.hmc(step, 5), 0.2, 2, 0.8),
-    "nuts": Choice(lambda step: kernels.nuts(step, max_num_doublings=3), 0.2, 2, 0.8),
-    "barker": Choice(kernels.barker, 0.3, 10, 0.5),
-    "ghmc": Choice(kernels.ghmc, 0.2, 10, 0.9),
-    "dynamic-hmc": Choice(lambda step: kernels.dynamic_hmc(step, 9), 0.2, 2, 0.8),
-    "adjusted-mclmc": Choice(lambda step: kernels.adjusted_mclmc(step, 5), 0.3, 1, 0.9),
-    "rmh": Choice(kernels.rmh, 0.1, 20, 0.25),
-    "elliptical-slice": Choice(lambda step: kernels.elliptical_slice(0.0, jnp.ones(())), 0.0, 4, None),
-    "slice": Choice(lambda step: kernels.slice_sampling(1.0), 0.0, 4, None),
-    "ula": Choice(kernels.ula, 0.01, 10, None),
-    "sgld": Choice(kernels.sgld, 0.01, 10, None),
-    "mclmc": Choice(kernels.mclmc, 0.5, 5, None),
-}
+    position: Array
+    num_gradients: float
+    levels: dict[str, np.ndarray] | None = None
 
 
 class Method(NamedTuple):
     """An objective by name: what it trains, (spec, dim) -> energy, its loss, (spec, data) -> objective, what is judged.
 
     judged: (spec, dim, trained) -> a density with a base. draw: for what is no density, (trained, key, starts, time) ->
-    draws and gradients a draw. horizon: its usual time.
+    draws. horizon: its usual time. chains: in words, those that move while it trains, where they
+    are not of the negative phase that the spec asks for, which is `SPECIFIED`; "" for none. labelled: whether batches
+    are pairs of rows and labels. levels: the levels of a diffusion that what is trained is an energy of.
     """
 
     energy: Callable[[Spec, int], Any]
     objective: Callable[[Spec, Dataset], Objective]
     judged: Callable[[Spec, int, Any], Any] = lambda spec, dim, energy: energy
-    draw: Callable[[Any, Key, Array, float], tuple[Array, float]] | None = None
+    draw: Callable[[Any, Key, Array, float], Drawn] | None = None
     horizon: float = 0.0
+    chains: str = ""
+    labelled: bool = False
+    levels: Diffusion | None = None
 
 
-def _base(dim: int) -> Any:
+SPECIFIED = "of the negative phase"
+
+
+def standard_normal(dim: int) -> Any:
+    """Return the base of densities over whitened coordinates (dim,)."""
     return dist.Normal(jnp.zeros(dim), jnp.ones(dim)).to_event(1)
 
 
@@ -98,7 +96,7 @@ def _tilted(spec: Spec, dim: int) -> Any:
     The network grows at most linearly, so Z is finite whatever its weights; in data units the base is the Gaussian of
     the training set's mean and covariance.
     """
-    return tilt(mlp(spec.seed, dim, spec.hidden, spec.activation), _base(dim))
+    return tilt(mlp(spec.seed, dim, spec.hidden, spec.activation), standard_normal(dim))
 
 
 def _with_log_z(spec: Spec, dim: int) -> Any:
@@ -110,13 +108,23 @@ def _with_log_z(spec: Spec, dim: int) -> Any:
 
 def _noise(spec: Spec, data: Dataset) -> Any:
     if spec.noise == "gaussian":
-        return _base(data.dim)
+        return standard_normal(data.dim)
     rows = data.scaling.to_z(data.part_x("train", spec.seed))
     return mixture_base(rows, min(NOISE_COMPONENTS, len(rows) // 2), spec.seed)
 
 
 def _contrastive(spec: Spec, data: Dataset) -> Objective:
     return contrastive(build_negatives(spec), l2=spec.l2)
+
+
+def _classifier(spec: Spec, dim: int) -> Any:
+    """Return the same with logits in the place of the network's value: p(x) and p(y|x) in one."""
+    net = MLP(dim, spec.hidden, num_outputs=spec.classes, activation=spec.activation, rngs=nnx.Rngs(spec.seed))
+    return tilt(classifier_energy(net), standard_normal(dim))
+
+
+def _joint(spec: Spec, data: Dataset) -> Objective:
+    return joint(build_negatives(spec), generative=spec.generative, l2=spec.l2)
 
 
 def _improved(spec: Spec, data: Dataset) -> Objective:
@@ -144,15 +152,42 @@ def _recovery(diffusion: Diffusion, shared_noise: bool, spec: Spec, data: Datase
     )
 
 
-def _down_the_rungs(diffusion: Diffusion, energy: Any, key: Key, starts: Array, time: float) -> tuple[Array, float]:
+def _down_the_rungs(diffusion: Diffusion, energy: Any, key: Key, starts: Array, time: float) -> Drawn:
     moves, step = max(1, round(time)), _rung_step(starts.shape[1])
-    ladder = energy.energy if isinstance(energy, Conditioned) else energy  # judged as its lowest level
-    drawn = recovery_sample(key, ladder, diffusion, starts, num_steps=moves, step_size=step)
-    return drawn.position / float(diffusion.alphas[0]), drawn.num_gradients / len(starts)
+    drawn = recovery_sample(key, energy, diffusion, starts, num_steps=moves, step_size=step)
+    levels = {"sigma": diffusion.sigmas[-2::-1], "jump_distance": drawn.jump_distance}
+    levels |= {} if drawn.acceptance is None else {"acceptance_rate": drawn.acceptance}
+    return Drawn(drawn.position / float(diffusion.alphas[0]), drawn.num_gradients / len(starts), levels)
 
 
 def _rung_step(dim: int) -> float:
     return 0.6 * dim ** (-1 / 3)  # the power is MALA's (Roberts and Rosenthal 1998); at 64 and 2 dimensions 0.6 accept
+
+
+def _points_and_levels(spec: Spec, dim: int) -> Any:
+    return level_mlp(spec.seed, dim, len(JOINT_LEVELS.alphas), spec.hidden, spec.activation)
+
+
+def _clean_level(spec: Spec, dim: int, energy: Any) -> Any:
+    return with_noise(condition(energy, 0), standard_normal(dim))
+
+
+class JointSettings(NamedTuple):
+    """Of chains over points and levels: MALA's step at noise 1, its moves before a level is drawn, and its target."""
+
+    step_size: float
+    num_steps: int
+    acceptance: float
+
+
+def joint_settings(spec: Spec) -> JointSettings:
+    """Return the settings of chains over points and levels that a spec asks for."""
+    return JointSettings(spec.step_size or 0.3, spec.moves or 10, spec.target_acceptance or 0.6)
+
+
+def _assisted(spec: Spec, data: Dataset) -> Objective:
+    step, moves, acceptance = joint_settings(spec)
+    return diffusion_assisted(JOINT_LEVELS, mala(step), moves, num_chains=spec.chains, target_acceptance=acceptance)
 
 
 def _against_flow(spec: Spec, dim: int) -> Any:
@@ -166,7 +201,7 @@ def _noisy(spec: Spec, dim: int) -> Any:
 
 def _least_noisy(spec: Spec, dim: int, energy: Any) -> Any:
     """Return the density at the smallest noise level, with a base to anneal from."""
-    return with_noise(condition(energy, spec.sigma), _base(dim))
+    return with_noise(condition(energy, spec.sigma), standard_normal(dim))
 
 
 def _ladder(spec: Spec) -> np.ndarray:
@@ -178,41 +213,43 @@ def _potential(spec: Spec, dim: int) -> Any:
 
 
 def _transport(spec: Spec, data: Dataset) -> Objective:
-    source = _base(data.dim)
+    source = standard_normal(data.dim)
     return in_turn(round(0.9 * spec.steps), transport_matching(source), energy_matching(source, weight=0.1))
 
 
-def _along_transport(energy: Any, key: Key, starts: Array, time: float) -> tuple[Array, float]:
+def _along_transport(energy: Any, key: Key, starts: Array, time: float) -> Drawn:
     moved = transport_langevin(key, energy, [time], starts)
-    return moved.position[-1], moved.num_gradients / len(starts)
+    return Drawn(moved.position[-1], moved.num_gradients / len(starts))
 
 
 def _field(spec: Spec, dim: int) -> Any:
     return residual_mlp_field(spec.seed, dim, spec.hidden[0], len(spec.hidden), spec.activation, skip=True)
 
 
-def _downhill(energy: Any, key: Key, starts: Array, time: float) -> tuple[Array, float]:
+def _downhill(energy: Any, key: Key, starts: Array, time: float) -> Drawn:
     try:
         found = descend(energy, starts, DESCENT_STEP, max(1, round(time / (EQM_SCALE * DESCENT_STEP))))
     except DescentDiverged as error:
         found = error.descent
-    return found.position, float(np.mean(found.num_gradients))
+    return Drawn(found.position, float(np.mean(found.num_gradients)))
 
 
 def _equilibrium(spec: Spec, data: Dataset) -> Objective:
     return equilibrium_matching(scale=EQM_SCALE)
 
 
-WITH_NEGATIVES = "contrastive", "improved-cd"
 NOISE_COMPONENTS = 10
 NUM_RUNGS, RECOVERY_MOVES = 6, 15
 RUNGS, GUESSED_RUNGS = linear_diffusion(NUM_RUNGS), log_snr_diffusion(NUM_RUNGS)
+JOINT_LEVELS = cumulative_diffusion(6)
 LARGEST_SIGMA, NUM_LEVELS = 4.0, 16
 TRANSPORT_TEMPERATURE = 0.05
 EQM_SCALE, DESCENT_STEP = 4.0, 0.005
+ON_RUNGS = "MALA at each level of noise given the next"
 METHODS = {
-    "contrastive": Method(_tilted, _contrastive),
-    "improved-cd": Method(_tilted, _improved),
+    "contrastive": Method(_tilted, _contrastive, chains=SPECIFIED),
+    "jem": Method(_classifier, _joint, chains=SPECIFIED, labelled=True),
+    "improved-cd": Method(_tilted, _improved, chains=SPECIFIED),
     "dcd": Method(_tilted, lambda spec, data: diffusion_contrastive(spec.sigma**2)),
     "sm": Method(_tilted, lambda spec, data: score_matching()),
     "ssm": Method(_tilted, lambda spec, data: sliced_score_matching()),
@@ -227,7 +264,12 @@ METHODS = {
     "dual-sm": Method(_noisy, lambda spec, data: dual_score_matching(spec.sigma, LARGEST_SIGMA), _least_noisy),
     "levels": Method(_noisy, lambda spec, data: noise_level_classification(_ladder(spec), num_levels=2), _least_noisy),
     "drl": Method(
-        _rungs, partial(_recovery, RUNGS, False), _lowest_rung, partial(_down_the_rungs, RUNGS), RECOVERY_MOVES
+        _rungs,
+        partial(_recovery, RUNGS, False),
+        _lowest_rung,
+        partial(_down_the_rungs, RUNGS),
+        RECOVERY_MOVES,
+        ON_RUNGS,
     ),
     "cdrl": Method(
         _guessed_rungs,
@@ -235,96 +277,16 @@ METHODS = {
         _lowest_rung,
         partial(_down_the_rungs, GUESSED_RUNGS),
         RECOVERY_MOVES,
+        ON_RUNGS,
+    ),
+    "da": Method(
+        _points_and_levels,
+        _assisted,
+        _clean_level,
+        chains="MALA at levels of noise, persistent, which draw their level anew",
+        levels=JOINT_LEVELS,
     ),
     "em": Method(_potential, _transport, draw=_along_transport, horizon=2.0),
     "eqm": Method(_field, _equilibrium, draw=_downhill, horizon=1.7),
     "eqm-dot": Method(lambda spec, dim: dot_energy(_field(spec, dim)), _equilibrium, draw=_downhill, horizon=1.7),
 }
-
-
-def build_energy(spec: Spec, dim: int) -> Any:
-    """Return the energy before training, over whitened coordinates (dim,)."""
-    return METHODS[spec.objective].energy(spec, dim)
-
-
-def judged(spec: Spec, dim: int, energy: Any) -> Any:
-    """Return the density that a trained energy stands for, with a base; a potential or a landscape as it is."""
-    return METHODS[spec.objective].judged(spec, dim, energy)
-
-
-def horizon(spec: Spec) -> float:
-    """Return the time that draws of a potential or a landscape are moved for."""
-    return spec.horizon or METHODS[spec.objective].horizon
-
-
-def draw(spec: Spec, energy: Any, key: Key, num: int, dim: int, time: float) -> tuple[Array, float]:
-    """Return `num` draws of a potential or a landscape, whitened, moved from noise for `time`, and gradients a draw."""
-    start_key, move_key = jax.random.split(key)
-    move = METHODS[spec.objective].draw
-    if move is None:
-        raise ValueError(f"{spec.objective} trains a density: sample it by chains")
-    return move(energy, move_key, _base(dim).sample(start_key, (num,)), time)
-
-
-def whitening(spec: Spec) -> str:
-    """Return how data are whitened; what starts at noise keeps the data's own shape unless asked otherwise."""
-    if spec.whiten == "auto" and METHODS[spec.objective].draw is not None:
-        return "none"
-    return spec.whiten
-
-
-def build_kernel(spec: Spec) -> Kernel:
-    """Return the kernel at its first step size."""
-    choice = SAMPLERS[spec.sampler]
-    return choice.build(spec.step_size or choice.step_size)
-
-
-def build_negatives(spec: Spec) -> Negatives:
-    """Return the negative phase, with a step tuner for kernels that have an accept step and a step size."""
-    choice, kernel = SAMPLERS[spec.sampler], build_kernel(spec)
-    moves = spec.moves or choice.moves
-    tuner = None
-    if choice.acceptance is not None:
-        tuner = stepsize.by_acceptance(spec.target_acceptance or choice.acceptance)
-    if spec.negatives == "cd":
-        return negatives.cd(kernel, moves, tuner=tuner)
-    if spec.negatives == "short-run":
-        return negatives.short_run(kernel, moves, num_chains=spec.chains, tuner=tuner)
-    if spec.negatives == "replay":
-        num = min(spec.batch_size, spec.chains)
-        return negatives.replay(kernel, moves, capacity=spec.chains, num_chains=num, tuner=tuner)
-    if spec.negatives == "jarzynski":
-        return walkers.jarzynski(kernel, moves, num_walkers=spec.chains, tuner=tuner)
-    return negatives.pcd(kernel, moves, num_chains=spec.chains, start=negatives.from_base(), tuner=tuner)
-
-
-def build_objective(spec: Spec, data: Dataset) -> Objective:
-    """Return the training objective."""
-    return METHODS[spec.objective].objective(spec, data)
-
-
-def build_optimizer(spec: Spec) -> optax.GradientTransformation:
-    """Return AdamW with a cosine decay to 0 (Loshchilov and Hutter 2019)."""
-    schedule = optax.cosine_decay_schedule(spec.learning_rate, spec.steps)
-    decay = spec.weight_decay
-    if decay is None:
-        decay = 1.0 if METHODS[spec.objective].draw is None else 0.0
-    return optax.adamw(schedule, weight_decay=decay, mask=_decays)
-
-
-def _decays(weights: Any) -> Any:
-    """A single number, such as a trained log Z, is no weight to keep small."""
-    return jax.tree.map(lambda w: jnp.ndim(w) > 0, weights)
-
-
-def describe(spec: Spec, kernel_temperature: float, adjusted: bool) -> dict[str, Any]:
-    """Return what a report says of the objective, and of its sampler where it has one."""
-    if spec.objective not in WITH_NEGATIVES:
-        return {"objective": spec.objective, "temperature": 1.0}
-    return {
-        "objective": spec.objective,
-        "kernel": spec.sampler,
-        "negatives": spec.negatives,
-        "temperature": kernel_temperature,
-        "adjusted": adjusted,
-    }
