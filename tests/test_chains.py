@@ -49,6 +49,11 @@ def assert_same(a, b) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def assert_close(a, b) -> None:
+    """To rounding: another thinning and other fields are other programs, whose sums may round differently."""
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), a, b)
+
+
 def raw(state):
     """The same state with its keys as numbers, so that it can be compared."""
     typed = jax.tree.map(
@@ -78,8 +83,8 @@ def test_thinning_and_warmup_select_transitions(key):
     """Draw i is the state after transition warmup + (i + 1) thin; its stats cover the transitions since the last."""
     every = run(key)
     thinned = run(key, num_draws=3, warmup=3, thin=3)
-    assert_same(thinned.position, select(every.position, np.s_[:, 5::3]))
-    assert_same(thinned.logdensity, every.logdensity[:, 5::3])
+    assert_close(thinned.position, select(every.position, np.s_[:, 5::3]))
+    assert_close(thinned.logdensity, every.logdensity[:, 5::3])
     groups = jax.tree.map(lambda x: x[:, 3:].reshape(NUM, 3, 3), every.stats)
     np.testing.assert_allclose(thinned.stats.acceptance_rate, groups.acceptance_rate.mean(-1), rtol=1e-6)
     np.testing.assert_allclose(thinned.stats.jump_distance, groups.jump_distance.mean(-1), rtol=1e-6)
@@ -167,9 +172,9 @@ def test_only_the_fields_asked_for_are_kept(key):
         everything = {"position": trace.position, "logdensity": trace.logdensity, **trace.stats._asdict()}
         assert {name for name, value in everything.items() if value is not None} == set(fields)
         if "position" in fields:
-            assert_same(trace.position, whole.position)
+            assert_close(trace.position, whole.position)
         if "logdensity" in fields:
-            assert_same(trace.logdensity, whole.logdensity)
+            assert_close(trace.logdensity, whole.logdensity)
     with pytest.raises(ValueError, match=r"unknown fields \['energy'\]; choose from \('position', 'logdensity'"):
         run(key, fields=("position", "energy"))
 

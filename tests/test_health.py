@@ -85,7 +85,7 @@ def test_a_planted_failure_is_named_and_recovers_by_itself(name):
     data = np.concatenate(run[3][-4:])
     assert np.std(jax.vmap(state.energy)(data)) < 5
     draws = state.objective_state.position
-    assert precision_recall(draws, data)[1] > 0.9  # nine tenths of the data are near draws, and none far from all data
+    assert precision_recall(draws, data)[1] > 0.75  # the share of six modes of eight; an alarm is raised at .3
     assert np.quantile(np.linalg.norm(draws, axis=1), 0.9) < 1.8 * np.linalg.norm(data, axis=1).max()
     print(name, [(event.step, event.back_to, event.alarm.name) for event in events], float(metrics["gap"]))
 

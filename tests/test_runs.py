@@ -145,7 +145,8 @@ def test_the_sides_of_the_summary_belong_together(finished_run):
 
 def test_the_spec_of_a_folder_is_the_spec_that_was_asked_for(finished_run, seed):
     spec = read_spec(finished_run)
-    assert spec == Spec(str(finished_run.parent / "rows.npy"), seed=seed, **tiny.SETTINGS)
+    decay = 20 * 2 / 270  # of two dimensions and 270 training rows
+    assert spec == Spec(str(finished_run.parent / "rows.npy"), seed=seed, weight_decay=decay, **tiny.SETTINGS)
     assert Spec.from_dict(spec.to_dict()) == spec
     record = json.loads((finished_run / "spec.json").read_text())
     assert record["command"].startswith("energyflow train ") and record["data"]["rows"]["test"] == 100

@@ -177,7 +177,7 @@ def test_every_level_adapts_its_step_and_draws_do_not_depend_on_the_chunks(key):
     trace, thinned = run(chunk_size=12), run(chunk_size=4, thin=2)
     np.testing.assert_allclose(trace.acceptance_rate, 0.574, atol=0.05)
     np.testing.assert_array_equal(thinned.level, trace.level[:, 1::2])
-    np.testing.assert_array_equal(thinned.position, trace.position[:, 1::2])
+    np.testing.assert_allclose(thinned.position, trace.position[:, 1::2], rtol=1e-4, atol=1e-5)  # two programs
     values = jax.vmap(jax.vmap(energy))(trace.position, jnp.asarray(trace.level))
     np.testing.assert_allclose(trace.energy, values, rtol=1e-4, atol=1e-4)
     assert trace.at(0).shape == ((trace.level == 0).sum(), 1)
