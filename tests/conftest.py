@@ -12,10 +12,11 @@ import os
 from importlib.metadata import version
 
 # Most of the suite's time is compilation, so programs are compiled with fewer passes, unless XLA_FLAGS says otherwise.
-FEW_PASSES = "--xla_backend_optimization_level=0"
-if version("jax").startswith("0.10."):  # XLA knows the flag no more in jax 0.12, and stops at one that it does not know
-    FEW_PASSES += " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", FEW_PASSES)
+# The second flag is unknown to XLA in jax 0.12, and XLA stops at flags that it does not know.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0" + " --xla_cpu_use_fusion_emitters=false" * version("jax").startswith("0.10."),
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
