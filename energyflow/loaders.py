@@ -34,6 +34,11 @@ class Scaling(NamedTuple):
         noise = rng.random(raw.shape) if self.levels else 0.0
         return 2 * (raw + noise - self.low) / (self.high - self.low) - 1
 
+    def to_raw(self, x: Any) -> np.ndarray:
+        """Undo `to_x`: (n, d) rows in raw units, float64; of dequantised data the levels, within their range."""
+        raw = (np.asarray(x, np.float64) + 1) / 2 * (self.high - self.low) + self.low
+        return np.clip(np.floor(raw), 0, self.levels - 1) if self.levels else raw
+
     def to_z(self, x: np.ndarray) -> np.ndarray:
         """Return data-unit rows (n, d) whitened, float32."""
         centred = x - self.center

@@ -318,6 +318,16 @@ def test_an_idx_file_that_is_cut_short_is_named(tmp_path, seed):
         load_dataset(str(tmp_path / "fashion"), seed)
 
 
+@pytest.mark.parametrize("levels", [0, 17])
+def test_raw_units_come_back(rng, levels):
+    raw = rng.integers(0, 17, (50, 3)) if levels else rng.normal(size=(50, 3))
+    scaling = Scaling(levels, 0.0 if levels else -3.0, 17.0, np.zeros(3), np.ones(3))
+    x = scaling.to_x(raw, rng)
+    np.testing.assert_allclose(scaling.to_raw(x), raw, atol=1e-12)
+    beyond = scaling.to_raw(np.array([[-1.5, 0.0, 1.5]]))
+    assert (beyond.min() == 0 and beyond.max() == 16) if levels else (beyond.min() < -3 and beyond.max() > 17)
+
+
 # Labels
 
 
