@@ -54,6 +54,22 @@ def kind(energy: Any) -> Kind:
     return getattr(_unwrap(energy), "kind", "density")
 
 
+class Around:
+    """What holds an energy, as `energy`, and has its temperature and its kind."""
+
+    energy: Any
+
+    @property
+    def temperature(self) -> Scalar | float:
+        """T of the energy inside."""
+        return temperature(self.energy)
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the energy inside."""
+        return kind(self.energy)
+
+
 def _unwrap(energy: Any) -> Any:
     return energy.value if isinstance(energy, Frozen) else energy
 
@@ -276,21 +292,11 @@ def normalised_levels(energy: Any, sigmas: Any) -> NormalisedLevels:
 
 @register_dataclass
 @dataclass(frozen=True, eq=False)
-class Conditioned:
+class Conditioned(Around):
     """The energy `x -> E(x, *cond)` of one point, with the temperature and kind of E; made by `condition`."""
 
     energy: Any
     frozen_cond: Frozen
-
-    @property
-    def temperature(self) -> Scalar | float:
-        """T of the energy, unchanged."""
-        return temperature(self.energy)
-
-    @property
-    def kind(self) -> Kind:
-        """The kind of the energy, unchanged."""
-        return kind(self.energy)
 
     def __call__(self, x: Tree) -> Scalar:
         return self.energy(x, *jax.lax.stop_gradient(self.frozen_cond.value))

@@ -17,12 +17,12 @@ from jax.tree_util import Partial, register_dataclass
 
 from energyflow.chains import chain_keys, count_chains, evolve_from, start_cost
 from energyflow.diffusion import Diffusion, checked_diffusion
-from energyflow.energy import Frozen, as_energy, kind, logdensity, require_density, temperature
+from energyflow.energy import Around, Frozen, as_energy, logdensity, require_density
 from energyflow.kernels.algorithm import bind
 from energyflow.kernels.continuous import mala
 from energyflow.kernels.langevin import normal_like
 from energyflow.rows import gradients
-from energyflow.types import Array, Kernel, Key, Kind, Scalar, Tree, as_key
+from energyflow.types import Array, Kernel, Key, Scalar, Tree, as_key
 
 RecoveryStart = Literal["normal", "noisy"]
 
@@ -62,21 +62,11 @@ class RecoveryDraws(NamedTuple):
 
 @register_dataclass
 @dataclass(frozen=True, eq=False)
-class Initialised:
+class Initialised(Around):
     """Energies of levels, and a network that guesses where their chains should start; made by `with_initialiser`."""
 
     energy: Any
     initialiser: Any
-
-    @property
-    def temperature(self) -> Scalar | float:
-        """That of the energy."""
-        return temperature(self.energy)
-
-    @property
-    def kind(self) -> Kind:
-        """That of the energy."""
-        return kind(self.energy)
 
     def __call__(self, x: Tree, *cond: Tree) -> Scalar:
         return self.energy(x, *cond)

@@ -11,28 +11,18 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
-from energyflow.energy import Frozen, as_energy, kind, require_density, temperature
-from energyflow.types import Array, Kind, Scalar, Tree
+from energyflow.energy import Around, Frozen, as_energy, require_density
+from energyflow.types import Array, Scalar, Tree
 
 
 @register_dataclass
 @dataclass(frozen=True, eq=False)
-class Interacting:
+class Interacting(Around):
     """The energy of n points, leaves leading with [point]; made by `interacting`. Its temperature is that of V."""
 
     energy: Any
     push: Frozen
     pull: Frozen
-
-    @property
-    def temperature(self) -> Scalar | float:
-        """T of the energy of one point, unchanged."""
-        return temperature(self.energy)
-
-    @property
-    def kind(self) -> Kind:
-        """The kind of the energy of one point, unchanged."""
-        return kind(self.energy)
 
     def __call__(self, points: Tree) -> Scalar:
         """Return the energy of one set of points, shape ()."""

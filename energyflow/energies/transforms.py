@@ -14,13 +14,13 @@ from jax import Array
 from jax.tree_util import register_dataclass
 from numpyro.distributions import biject_to, constraints
 
-from energyflow.energy import Frozen, as_energy, kind, temperature
-from energyflow.types import Kind, Scalar, Tree
+from energyflow.energy import Around, Frozen, as_energy
+from energyflow.types import Scalar, Tree
 
 
 @register_dataclass
 @dataclass(frozen=True, eq=False)
-class Transformed:
+class Transformed(Around):
     """The energy `E_u(u) = E(t(u)) - T log|det J_t(u)|` of unconstrained coordinates u; made by `transformed`.
 
     Its temperature and kind are those of E. A landscape has minima and no density: it gets no Jacobian, so that its
@@ -29,16 +29,6 @@ class Transformed:
 
     energy: Any
     transform: Frozen
-
-    @property
-    def temperature(self) -> Scalar | float:
-        """T of the energy, unchanged."""
-        return temperature(self.energy)
-
-    @property
-    def kind(self) -> Kind:
-        """The kind of the energy, unchanged."""
-        return kind(self.energy)
 
     def __call__(self, u: Array, *cond: Tree) -> Scalar:
         """Return the energy of one unconstrained point u, shape ()."""

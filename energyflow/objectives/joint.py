@@ -32,17 +32,17 @@ from jax.tree_util import Partial, register_dataclass
 
 from energyflow.energies.classifiers import class_logits
 from energyflow.energy import (
+    Around,
     Landscape,
     as_energy,
     combine,
-    kind,
     partition,
     temperature,
 )
 from energyflow.kernels.langevin import normal_like
 from energyflow.negatives.starts import Start
 from energyflow.rows import flat_rows
-from energyflow.types import Array, Key, Kind, Negatives, Objective, Scalar, Tree
+from energyflow.types import Array, Key, Negatives, Objective, Scalar, Tree
 
 
 @register_dataclass
@@ -141,18 +141,10 @@ def sharpness_aware(
 
 @register_dataclass
 @dataclass(frozen=True, eq=False)
-class _OpenLabels:
+class _OpenLabels(Around):
     """`E(x, y)` for a label, and `E(x)` for the label -1."""
 
     energy: Any
-
-    @property
-    def temperature(self) -> Scalar | float:
-        return temperature(self.energy)
-
-    @property
-    def kind(self) -> Kind:
-        return kind(self.energy)
 
     @property
     def base(self) -> Any:
