@@ -128,8 +128,8 @@ def _first_trouble(recent: list[dict[str, Any]], gaps: list[float]) -> str:
 def _evaluate(spec: Spec, data: Dataset, now: Progress) -> tuple[Progress, dict[str, float]]:
     """Score the averaged weights on the validation rows, keep the best, and return the score by its name.
 
-    Densities by the log-likelihood (short forward annealing), of rows and labels where rows are labelled; what has none
-    by the energy distance of its draws.
+    Densities by the log-likelihood (short forward annealing), of rows and labels where rows are labelled, and of labels
+    alone where nothing else is trained; what has no density by the energy distance of its draws.
     """
     key, points = jax.random.fold_in(jax.random.key(spec.seed), now.state.step), data.part_x("validation", spec.seed)
     if recipe.method(spec).draw is None:
@@ -140,7 +140,7 @@ def _evaluate(spec: Spec, data: Dataset, now: Progress) -> tuple[Progress, dict[
         if data.labels is not None:
             found = classify(energy, data.scaling.to_z(points), data.labels.validation)
             if found is not None:
-                score -= found.nll
+                score = (score if spec.generative else 0.0) - found.nll
                 named |= {"validation_accuracy": found.accuracy, "validation_cross_entropy": found.nll}
     else:
         drawn = recipe.draw(spec, now.state.ema, key, VALIDATION_DRAWS, data.dim, recipe.horizon(spec))
