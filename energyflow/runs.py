@@ -114,7 +114,7 @@ def resume_run(folder: Path, *, progress: bool = True) -> str:
     scaling = read_scaling(folder)
     if not scaling.agrees(data.scaling):
         raise ValueError(f"{spec.data} has changed since the run in {folder} began: restore it, or start a new run")
-    data = data._replace(scaling=scaling)
+    spec, data = recipe.settled(spec, data), data._replace(scaling=scaling)
     return _train_and_certify(spec, data, folder, resume=True, progress=progress)
 
 
