@@ -65,7 +65,7 @@ def _loss(levels: _Levels, denoising: Any, classification: Any, energy: Any, bat
     points, unravel = flat_rows(batch)
     sigmas, own = levels.draw(level_key, len(points))
     noise = jax.random.normal(noise_key, points.shape, points.dtype)
-    misses, log_shares = jax.vmap(Partial(_one, energy, unravel))(points, sigmas.astype(points.dtype), own, noise)
+    misses, log_shares = _rows(energy, unravel, points, sigmas.astype(points.dtype), own, noise)
     right = jnp.take_along_axis(log_shares, own[:, None], axis=1)
     matching, entropy = 0.5 * jnp.mean(jnp.sum(misses**2, axis=1)), -jnp.mean(right)
     accuracy = jnp.mean((jnp.argmax(log_shares, axis=1) == own).astype(float))
@@ -73,16 +73,18 @@ def _loss(levels: _Levels, denoising: Any, classification: Any, energy: Any, bat
     return denoising * matching + classification * entropy, (state, metrics)
 
 
-def _one(energy: Any, unravel: Any, x: Array, sigmas: Array, own: Array, z: Array) -> tuple[Array, Array]:
-    """Return the error of the noise of one noisy point, (d,), and the log probabilities of the levels, (num,)."""
+def _rows(energy: Any, unravel: Any, x: Array, sigmas: Array, own: Array, z: Array) -> tuple[Array, Array]:
+    """Return the errors of the noise of noisy points, (B, d), and the log probabilities of their levels, (B, num)."""
 
     def density(y: Array, sigma: Scalar) -> Scalar:
         return logdensity(energy, sigma)(unravel(y))
 
-    sigma = sigmas[own]
+    sigma = jnp.take_along_axis(sigmas, own[:, None], axis=1)
     noisy = x + sigma * z
-    logits = jax.vmap(density, in_axes=(None, 0))(noisy, sigmas)
-    return z + sigma * jax.grad(density)(noisy, sigma), log_softmax(logits)
+    score = jax.vmap(jax.grad(density))(noisy, sigma[:, 0])
+    # Points and levels in one axis of rows: in two, a step takes a quarter longer.
+    logits = jax.vmap(density)(jnp.repeat(noisy, sigmas.shape[1], axis=0), sigmas.ravel()).reshape(sigmas.shape)
+    return z + sigma * score, log_softmax(logits)
 
 
 def _require_density(key: Key, energy: Any, batch: Tree) -> None:

@@ -22,11 +22,11 @@ def parts(energy, points, shares, sigmas):
     weights = np.exp(-(Z**2) / 2)
     mass = jnp.asarray(np.outer(shares, weights / weights.sum()).ravel())
     x, z = jnp.asarray(np.repeat(points, Z.size)[:, None]), jnp.asarray(np.tile(Z, len(points))[:, None])
-    one = Partial(level_classification._one, energy, lambda y: y)
-    over_rows = jax.vmap(one, in_axes=(0, None, None, 0))
+    ladder = jnp.broadcast_to(jnp.asarray(sigmas), (len(x), len(sigmas)))
 
     def level(own):
-        misses, log_shares = over_rows(x, jnp.asarray(sigmas), own, z)
+        owns = jnp.broadcast_to(own, len(x))
+        misses, log_shares = level_classification._rows(energy, lambda y: y, x, ladder, owns, z)
         return mass @ misses[:, 0] ** 2 / 2, -mass @ log_shares[:, own]
 
     return jax.vmap(level)(jnp.arange(len(sigmas)))
