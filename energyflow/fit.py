@@ -135,10 +135,11 @@ def _evaluate(spec: Spec, data: Dataset, now: Progress) -> tuple[Progress, dict[
     if recipe.method(spec).draw is None:
         energy = recipe.judged(spec, data.dim, now.state.ema)
         log_z = bracket(key, energy, num_temperatures=300, num_chains=128, reverse=False)
-        score = log_likelihood(energy, data.scaling.to_z(points), log_z, -data.scaling.log_det).estimate
+        z = data.scaling.to_z(points)
+        score = log_likelihood(energy, z, log_z, -data.scaling.log_det).estimate
         named = {"validation_log_likelihood": score}
         if data.labels is not None:
-            found = classify(energy, data.scaling.to_z(points), data.labels.validation)
+            found = classify(energy, z, data.labels.validation)
             if found is not None:
                 score = (score if spec.generative else 0.0) - found.nll
                 named |= {"validation_accuracy": found.accuracy, "validation_cross_entropy": found.nll}

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from energyflow import recipe
-from energyflow.certify.summary import opening, plain, rows_of
+from energyflow.certify.summary import NUM_DRAWS, opening, plain, rows_of
 from energyflow.energies.fields import is_field
 from energyflow.energy import kind
 from energyflow.fit import Progress
@@ -20,8 +20,6 @@ from energyflow.loaders import Dataset
 from energyflow.spec import Spec
 from energyflow.stats import energy_distance
 
-NUM_DRAWS = 1024
-"""And of test rows looked at: the energy distance takes the square of both."""
 FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Of the horizon: too short, right, and too long."""
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from energyflow import recipe
-from energyflow.certify.summary import rows_of
+from energyflow.certify.summary import NUM_DRAWS, rows_of
 from energyflow.fit import Progress
 from energyflow.joint_levels import free_log_z, joint_chain
 from energyflow.kernels import mala
@@ -16,8 +16,6 @@ from energyflow.stats import energy_distance
 from energyflow.types import Key
 
 NUM_CHAINS, NUM_ROUNDS, WARMUP = 128, 200, 50
-NUM_DRAWS = 1024
-"""Of draws and of test rows looked at: the energy distance takes the square of both."""
 
 
 def judge_levels(key: Key, spec: Spec, data: Dataset, reached: Progress) -> dict[str, Any]:
@@ -27,7 +25,7 @@ def judge_levels(key: Key, spec: Spec, data: Dataset, reached: Progress) -> dict
     """
     levels, chains = recipe.method(spec).levels, reached.state.objective_state
     assert levels is not None
-    settings = recipe.joint_settings(spec)
+    settings = recipe.level_chains(spec)
     chain_key, log_z_key, pick_key = jax.random.split(key, 3)
     rows = np.linspace(0, len(chains.level) - 1, min(NUM_CHAINS, len(chains.level))).astype(int)
     trace = joint_chain(

@@ -8,6 +8,9 @@ import numpy as np
 from energyflow.fit import Progress
 from energyflow.loaders import Dataset
 
+NUM_DRAWS = 1024
+"""Of draws and of test rows compared: the energy distance takes the square of both."""
+
 
 def opening(data: Dataset, reached: Progress, ended: str, kind: str) -> dict[str, Any]:
     """Return what was trained, on what, and how it ended."""

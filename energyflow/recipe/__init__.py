@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from energyflow.loaders import Dataset, load_dataset
-from energyflow.recipe.methods import METHODS, SPECIFIED, Drawn, Method, joint_settings, standard_normal
+from energyflow.recipe.methods import METHODS, SPECIFIED, Drawn, Method, level_chains, standard_normal
 from energyflow.recipe.samplers import SAMPLERS, Choice, build_kernel, build_negatives
 from energyflow.spec import Spec
 from energyflow.types import Key, Objective
@@ -27,7 +27,7 @@ __all__ = [
     "describe",
     "draw",
     "horizon",
-    "joint_settings",
+    "level_chains",
     "judged",
     "method",
     "read_data",

@@ -172,7 +172,7 @@ def _clean_level(spec: Spec, dim: int, energy: Any) -> Any:
     return with_noise(condition(energy, 0), standard_normal(dim))
 
 
-class JointSettings(NamedTuple):
+class LevelChains(NamedTuple):
     """Of chains over points and levels: MALA's step at noise 1, its moves before a level is drawn, and its target."""
 
     step_size: float
@@ -180,13 +180,13 @@ class JointSettings(NamedTuple):
     acceptance: float
 
 
-def joint_settings(spec: Spec) -> JointSettings:
+def level_chains(spec: Spec) -> LevelChains:
     """Return the settings of chains over points and levels that a spec asks for."""
-    return JointSettings(spec.step_size or 0.3, spec.moves or 10, spec.target_acceptance or 0.6)
+    return LevelChains(spec.step_size or 0.3, spec.moves or 10, spec.target_acceptance or 0.6)
 
 
 def _assisted(spec: Spec, data: Dataset) -> Objective:
-    step, moves, acceptance = joint_settings(spec)
+    step, moves, acceptance = level_chains(spec)
     return diffusion_assisted(JOINT_LEVELS, mala(step), moves, num_chains=spec.chains, target_acceptance=acceptance)
 
 
