@@ -64,7 +64,33 @@ def evolve(keys: Key, algorithm: Algorithm, state: Any, *, unroll: bool = False)
     unroll: straight-line code instead of a loop (convolutions inside a loop are slow on the CPU backend).
     Returns the state and the stats of every transition, arrays leading with [step].
     """
-    return scan_keys(lambda state, key: algorithm.step(key, state), state, keys, unroll)
+    return scan_ahead(lambda move, state, drawn: move(drawn, state), algorithm, state, keys, unroll)
+
+
+def scan_ahead(body: Callable, algorithm: Algorithm, state: Any, keys: Key, unroll: bool = False) -> tuple[Any, Any]:
+    """Scan `body(move, state, drawn)` over the leading axis of `keys`; `move(drawn, state)` makes one transition.
+
+    drawn: of one row of keys, whatever their further axes: the noise of a kernel that tells it apart, else the keys as
+    words (under vmap the debug check takes scanned keys for reused). Noise is drawn a turn ahead and carried over: in
+    the turn that uses it XLA would draw it anew for every use.
+    """
+    words, impl, position = jax.random.key_data(keys), jax.random.key_impl(keys), state.position
+    noise, move = algorithm.noise, algorithm.move
+    if noise is None or move is None or not len(words):
+        step = lambda words, state: algorithm.step(jax.random.wrap_key_data(words, impl=impl), state)  # noqa: E731
+        return jax.lax.scan(functools.partial(body, step), state, words, unroll=unroll)
+    draw = lambda words: noise(jax.random.wrap_key_data(words, impl=impl), position)  # noqa: E731
+    for _ in keys.shape[1:]:
+        draw = jax.vmap(draw)
+
+    def turn(carry: Any, words: Array) -> Any:
+        state, drawn = carry
+        following = draw(words)
+        state, out = body(move, state, drawn)
+        return (state, following), out
+
+    (state, _), out = jax.lax.scan(turn, (state, draw(words[0])), jnp.roll(words, -1, axis=0), unroll=unroll)
+    return state, out
 
 
 def scan_keys(move: Callable, state: Any, keys: Key, unroll: bool = False) -> tuple[Any, Any]:
@@ -300,15 +326,15 @@ def _chunk(
     """
     algorithm = bind(kernel, logdensity)
 
-    def draw(state: Any, keys: Key) -> Any:
-        state, stats = evolve(keys, algorithm, state)
+    def draw(move: Callable, state: Any, drawn: Any) -> Any:
+        state, stats = jax.lax.scan(lambda state, drawn: move(drawn, state), state, drawn)
         value = state.logdensity if hasattr(state, "logdensity") else logdensity(state.position)
         everything = {"position": state.position, "logdensity": value, **_thinned(stats)._asdict()}
         blown = stats.is_divergent if stats.acceptance_rate is None else None
         return state, ({name: everything[name] for name in fields}, blown)
 
     def chain(key: Key, state: Any) -> Any:
-        return scan_keys(draw, state, step_keys(key, size * thin, first).reshape(size, thin))
+        return scan_ahead(draw, algorithm, state, step_keys(key, size * thin, first).reshape(size, thin))
 
     state, (out, blown) = jax.vmap(chain)(keys, state)
     stats = Stats(*(out.get(name) for name in Stats._fields))

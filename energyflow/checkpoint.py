@@ -40,8 +40,8 @@ def save(path: str | Path, tree: Tree) -> Path:
 def load(path: str | Path, like: Tree) -> Tree:
     """Read a file of `save` into the structure of `like` (its leaves may be arrays or `jax.ShapeDtypeStruct`s).
 
-    Bitwise what was saved; typed keys keep their implementation, and what is a NumPy array or a Python number in `like`
-    stays one. Raises ValueError for a file that `save` did not write or that is cut off, and for one of another model
+    Bitwise what was saved; typed keys keep the implementation they were saved with, whatever that of `like`, and what
+    is a NumPy array or a Python number in `like` stays one. Raises ValueError for a file that `save` did not write or that is cut off, and for one of another model
     (other names, shapes, dtypes), naming the first leaf that differs.
     """
     stored = _read(Path(path))
@@ -51,9 +51,10 @@ def load(path: str | Path, like: Tree) -> Tree:
             where = "the file" if name not in stored else "the model"
             raise ValueError(f"{path} is a checkpoint of another model: {name} is missing in {where}")
         ours, theirs = _spec(wanted[name]), stored[name][0]
-        if ours[0] != theirs[0] or _canonical(ours[1]) != _canonical(theirs[1]):
+        both_keys = ours[1].startswith("key<") and theirs[1].startswith("key<")
+        if ours[0] != theirs[0] or not (both_keys or _canonical(ours[1]) == _canonical(theirs[1])):
             raise ValueError(f"{path} is a checkpoint of another model: {name} is {theirs} there and {list(ours)} here")
-    leaves = [_from_numpy(stored[name][1], leaf) for name, leaf in zip(wanted, jax.tree.leaves(like), strict=True)]
+    leaves = [_from_numpy(*stored[name], leaf) for name, leaf in zip(wanted, jax.tree.leaves(like), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -111,10 +112,16 @@ def _to_numpy(leaf: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
-def _from_numpy(array: np.ndarray, like: Any) -> Any:
+def _from_numpy(spec: list, array: np.ndarray, like: Any) -> Any:
     if _is_key(like):
-        implementation = str(like.dtype).removeprefix("key<").removesuffix(">")
-        names = {"fry": "threefry2x32", "urbg": "unsafe_rbg"}
+        implementation = spec[1].removeprefix("key<").removesuffix(">")
+        names = {
+            "fry": "threefry2x32",
+            "fry4": "threefry4x32",
+            "phx2": "philox2x32",
+            "phx4": "philox4x32",
+            "urbg": "unsafe_rbg",
+        }
         return jax.random.wrap_key_data(jnp.asarray(array), impl=names.get(implementation, implementation))
     if array.dtype.kind == "V":  # NumPy reads bfloat16 and its kin back as raw bytes
         array = array.view(like.dtype)

@@ -20,7 +20,7 @@ from energyflow.chains import chain_keys, count_chains, evolve_from, scan_keys, 
 from energyflow.diffusion import Diffusion, checked_diffusion
 from energyflow.energy import as_energy, logdensity, require_density
 from energyflow.kernels.algorithm import step_size, with_step_size
-from energyflow.kernels.langevin import normal_like
+from energyflow.kernels.noise import normal_like
 from energyflow.rows import flat_rows
 from energyflow.stats import log_mean_exp
 from energyflow.stepsize import decaying_gain

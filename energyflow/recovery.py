@@ -20,7 +20,7 @@ from energyflow.diffusion import Diffusion, checked_diffusion
 from energyflow.energy import Around, Frozen, as_energy, logdensity, require_density
 from energyflow.kernels.algorithm import bind
 from energyflow.kernels.continuous import mala
-from energyflow.kernels.langevin import normal_like
+from energyflow.kernels.noise import normal_like
 from energyflow.rows import gradients
 from energyflow.types import Array, Kernel, Key, Scalar, Tree, as_key
 

@@ -56,12 +56,16 @@ class Algorithm(NamedTuple):
     step: (key, state) -> (state, Stats).
     reversible: detailed balance holds, so reverse annealing may use the same move.
     temperature: the temperature the moves sample at, on top of the energy's own; not 1 only for decoupled Langevin.
+    noise, move: the step in two parts, (key, position) -> noise and (noise, state) -> (state, Stats), for kernels whose
+        noise depends on the position by its shape alone: the noise of many steps is then drawn at once, ahead of them.
     """
 
     init: Callable[[Tree, Key], Any]
     step: Callable[[Key, Any], tuple[Any, Stats]]
     reversible: bool = True
     temperature: Scalar | float = 1.0
+    noise: Callable[[Key, Tree], Tree] | None = None
+    move: Callable[[Tree, Any], tuple[Any, Stats]] | None = None
 
 
 Kernel: TypeAlias = Callable[[LogDensity], Any]
@@ -91,9 +95,12 @@ class Objective(NamedTuple):
 
 
 def as_key(key: Key | int) -> Key:
-    """Return a typed key as it is, and the key of an int seed. Raises TypeError for anything else."""
+    """Return a typed key as it is, and a Philox key of an int seed. Raises TypeError for anything else.
+
+    JAX's own default, threefry, hashes by a loop that the CPU runs slowly beside small energies.
+    """
     if isinstance(key, (int, np.integer)):
-        return jax.random.key(key)
+        return jax.random.key(key, impl="philox4x32")
     if not (isinstance(key, Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise TypeError(f"a random key must be jax.random.key(seed) or an int seed; got {type(key).__name__}")
     return key

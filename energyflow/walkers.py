@@ -18,7 +18,8 @@ from jax.tree_util import Partial, register_dataclass
 from energyflow.chains import chain_keys, count_chains, summary_of
 from energyflow.energy import as_energy, logdensity, require_density, require_one_point
 from energyflow.kernels.algorithm import bind, carried, is_adjusted
-from energyflow.kernels.langevin import normal_like, ula_step_size
+from energyflow.kernels.langevin import ula_step_size
+from energyflow.kernels.noise import normal_like
 from energyflow.negatives import Moves, move, start_tuner
 from energyflow.stats import effective_sample_size, log_mean_exp
 from energyflow.stepsize import StepTuner

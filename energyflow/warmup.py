@@ -6,6 +6,7 @@ from an eighth of the moves that one would need; windows grow until the chains a
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jax.flatten_util import ravel_pytree
 
-from energyflow.chains import chain_keys, count_chains, require_floats, scan_keys, start_chains, start_cost, step_keys
+from energyflow.chains import chain_keys, count_chains, require_floats, scan_ahead, start_chains, start_cost, step_keys
 from energyflow.energy import as_energy
 from energyflow.kernels.algorithm import bind, name_of, start, step_size, with_settings
 from energyflow.kernels.continuous import nuts
@@ -171,12 +172,12 @@ def _round(
         algorithm = bind(with_settings(kernel, step_size=step), logdensity)
         state = start(algorithm, jax.random.fold_in(key, 0), x)
 
-        def move(state: Any, key: Key) -> Any:
-            state, stats = algorithm.step(key, state)
+        def observed(move: Callable, state: Any, drawn: Any) -> Any:
+            state, stats = move(drawn, state)
             slope = ravel_pytree(getattr(state, "logdensity_grad", ()))[0]
             return state, ((ravel_pytree(state.position)[0], slope, state.logdensity), stats)
 
-        return *scan_keys(move, state, step_keys(key, moves)), start_cost(state)
+        return *scan_ahead(observed, algorithm, state, step_keys(key, moves)), start_cost(state)
 
     num = count_chains(position)
     state, (draws, stats), extra = jax.vmap(one)(chain_keys(key, num), position, steps)

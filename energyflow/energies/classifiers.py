@@ -1,13 +1,13 @@
 """Floor 2: classifiers as joint energies of points and labels, and the logits inside of energies made of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.tree_util import register_dataclass
+from jax.tree_util import Partial, register_dataclass
 
 from energyflow.energies.modules import ModuleEnergy, from_nnx
 from energyflow.energies.nets import non_negative
@@ -66,4 +66,29 @@ def class_logits(classifier: Any, x: Tree) -> Array:
             f"a classifier has an energy with `logits`, or gives logits (num_classes,) for one point; got "
             f"{type(classifier).__name__} with shape {logits.shape}"
         )
+    return logits
+
+
+def logits_and_energy(classifier: Any, x: Tree) -> tuple[Array, Scalar]:
+    """Return `class_logits(classifier, x)` and E(x) by one pass through the network, where the energy is known inside.
+
+    Raises ValueError as `class_logits` does.
+    """
+    logits = class_logits(classifier, x)
+    return logits, _with_logits(classifier, logits)(x)
+
+
+def _with_logits(classifier: Any, logits: Array) -> Any:
+    """Return the energy with its logits known; what is not made here of a classifier's energy stays as it is."""
+    match classifier:
+        case ClassifierEnergy():
+            return replace(classifier, net=Partial(_known, logits))
+        case Frozen():
+            return Frozen(_with_logits(classifier.value, logits))
+        case Tempered() | Landscape() | Tilted() | Normalised() | WithNoise() | Transformed():
+            return replace(classifier, energy=_with_logits(classifier.energy, logits))
+    return classifier
+
+
+def _known(logits: Array, x: Tree) -> Array:
     return logits

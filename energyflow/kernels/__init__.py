@@ -1,7 +1,6 @@
 """Floor 2: kernels turn a log density into moves; swapping one is one token."""
 
 from energyflow.kernels.algorithm import adapt, bind, is_adjusted, name_of, step_size, with_settings, with_step_size
-from energyflow.kernels.barker_walk import barker
 from energyflow.kernels.conditionals import block_gibbs, gibbs
 from energyflow.kernels.continuous import (
     adjusted_mclmc,
@@ -11,7 +10,6 @@ from energyflow.kernels.continuous import (
     hmc,
     mala,
     nuts,
-    rmh,
     slice_sampling,
 )
 from energyflow.kernels.discrete import dmala, dula, gibbs_with_gradients
@@ -25,6 +23,7 @@ from energyflow.kernels.langevin import (
     temperature_ramp,
     ula,
 )
+from energyflow.kernels.metropolis import barker, rmh
 from energyflow.kernels.tempering import parallel_tempering
 
 __all__ = [

@@ -44,20 +44,26 @@ def adapt(
     adjusted: bool = True,
     reversible: bool = True,
     temperature: Any = 1.0,
+    noise: Callable[[Key, Tree], Tree] | None = None,
 ) -> Algorithm:
     """Return a BlackJAX `SamplingAlgorithm` as an `Algorithm` that reports `Stats` and rejects non-finite states.
 
     gradients_per_step: energy gradients per integration step (1 for leapfrog and Langevin moves).
     adjusted: False for kernels without an accept step; they report no acceptance rate.
+    noise: `(key, position) -> noise`, all that a step draws at random, of the shapes of the position alone; the
+    algorithm's step then takes the noise in place of a key.
     """
-    step = functools.partial(_guarded_step, algorithm.step, gradients_per_step, adjusted)
-    return Algorithm(algorithm.init, step, reversible, temperature)
+    move = functools.partial(_guarded_step, algorithm.step, gradients_per_step, adjusted)
+    if noise is None:
+        return Algorithm(algorithm.init, move, reversible, temperature)
+    step = lambda key, state: move(noise(key, state.position), state)  # noqa: E731
+    return Algorithm(algorithm.init, step, reversible, temperature, noise, move)
 
 
 def _guarded_step(
-    raw_step: Callable, gradients_per_step: int, adjusted: bool, key: Key, state: Any
+    raw_step: Callable, gradients_per_step: int, adjusted: bool, key_or_noise: Any, state: Any
 ) -> tuple[Any, Stats]:
-    new, raw = raw_step(key, state)
+    new, raw = raw_step(key_or_noise, state)
     energy = getattr(raw, "energy", 0.0)
     distance = _distance(new.position, state.position)  # not finite where the new position is not
     # BlackJAX rejected an energy of +inf or NaN; that rejection stands, because GHMC's turns the momentum around.

@@ -16,25 +16,10 @@ from jax.nn import sigmoid
 from jax.tree_util import Partial
 
 from energyflow.kernels.algorithm import adapt, configured, pair
-from energyflow.kernels.continuous import PointState
+from energyflow.kernels.metropolis import MoveInfo, PointState, SlopeState, slope_state
 from energyflow.types import Algorithm, Array, Kernel, Key, LogDensity, Scalar, Tree
 
 BINARY = (0.0, 1.0)
-
-
-class SlopeState(NamedTuple):
-    """Position, its log density, and the gradient there, shaped like the position."""
-
-    position: Tree
-    logdensity: Scalar
-    logdensity_grad: Tree
-
-
-class MoveInfo(NamedTuple):
-    """Acceptance rate () and the state that was proposed."""
-
-    acceptance_rate: Array
-    proposal: Any
 
 
 class _SweepInfo(NamedTuple):
@@ -143,11 +128,6 @@ def _gibbs(logdensity: LogDensity, values: tuple) -> Algorithm:
 def coin(uniform: Array, probability: Array, heads: Any, tails: Any) -> Array:
     """Return heads where uniform < probability, else tails; NaN, which every kernel rejects, where that is NaN."""
     return jnp.where(uniform < probability, heads, tails).astype(uniform.dtype) + 0 * probability
-
-
-def slope_state(logdensity: LogDensity, position: Tree) -> SlopeState:
-    """Evaluate a log density and its gradient at `position`."""
-    return SlopeState(position, *jax.value_and_grad(logdensity)(position))
 
 
 def ordered(values: tuple[float, float]) -> tuple[float, float]:

@@ -1,7 +1,5 @@
 """Adjusted kernels on continuous positions: BlackJAX's, by their names, with defaults, counts and guards.
 
-MALA is one leapfrog step of its HMC, and the random walk is written out: both then report what they proposed.
-
 Every public function returns a kernel: a `Partial` of the module-level function below it, whose settings are pytree
 leaves (a new step size compiles nothing) and whose repr is its configuration. `inverse_mass_matrix` is None (identity),
 a vector (diagonal) or a matrix (dense), over the raveled position; it estimates the covariance of the target.
@@ -11,6 +9,7 @@ leapfrog step, so `mala(h)` equals `hmc(sqrt(2h), 1)` draw for draw; Barker's an
 standard deviation.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,10 +17,13 @@ import blackjax
 import jax
 import jax.numpy as jnp
 from blackjax.mcmc import metrics
+from blackjax.mcmc.hmc import hmc_proposal
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from energyflow.kernels.algorithm import adapt, configured, pair
+from energyflow.kernels.metropolis import PointState, accept, normal_and_uniform
+from energyflow.kernels.noise import shaped_like
 from energyflow.types import Algorithm, Array, Kernel, Key, LogDensity, Scalar, Tree
 
 
@@ -49,8 +51,28 @@ def hmc(step_size: float, num_integration_steps: int, inverse_mass_matrix: Any =
 
 
 def _hmc(logdensity: LogDensity, step_size: Scalar, num_integration_steps: Any, inverse_mass_matrix: Any) -> Algorithm:
-    make = Partial(blackjax.hmc, logdensity, step_size, num_integration_steps=num_integration_steps)
-    return adapt(_euclidean(make, inverse_mass_matrix))
+    metric_of = _metrics(inverse_mass_matrix)
+
+    def init(position: Tree, key: Key) -> Any:
+        metric_of(position)
+        return blackjax.hmc.init(position, logdensity)
+
+    def move(drawn: tuple, state: Any) -> Any:
+        """BlackJAX's step, its momentum and its accept step made of what was drawn."""
+        row, uniform = drawn
+        metric = metric_of(state.position)
+        momentum = metric.scale(state.position, shaped_like(row, state.position), inv=False, trans=False)
+        metric = metric._replace(sample_momentum=lambda key, position: momentum)
+        propose = functools.partial(hmc_proposal, sample_proposal=functools.partial(_accept, uniform))
+        algorithm = blackjax.hmc(logdensity, step_size, metric, num_integration_steps, build_proposal=propose)
+        return algorithm.step(jax.random.key(0), state)  # a key that nothing uses
+
+    return adapt(pair(init, move), noise=normal_and_uniform)
+
+
+def _accept(uniform: Array, key: Key, log_ratio: Array, state: Any, proposal: Any) -> tuple[Any, tuple]:
+    new, info = accept(uniform, log_ratio, proposal, state)
+    return new, (uniform < info.acceptance_rate, info.acceptance_rate, None)
 
 
 def nuts(step_size: float, inverse_mass_matrix: Any = None, *, max_num_doublings: int = 10) -> Kernel:
@@ -138,40 +160,6 @@ def _adjusted_mclmc(logdensity: LogDensity, step_size: Scalar, num_integration_s
     return adapt(algorithm, gradients_per_step=2)
 
 
-class PointState(NamedTuple):
-    """Position and its log density, for kernels without gradients."""
-
-    position: Tree
-    logdensity: Scalar
-
-
-class _WalkInfo(NamedTuple):
-    acceptance_rate: Array
-    proposal: PointState
-
-
-def rmh(scale: Any) -> Kernel:
-    """Random-walk Metropolis (Metropolis et al. 1953): Gaussian proposals of standard deviation `scale` (broadcast)."""
-    return Partial(_rmh, step_size=scale)
-
-
-def _rmh(logdensity: LogDensity, step_size: Any) -> Algorithm:
-    # Not blackjax.rmh, which does not tell what it proposed: a non-finite proposal could not be reported.
-    def init(position: Tree, key: Key) -> PointState:
-        return PointState(position, logdensity(position))
-
-    def step(key: Key, state: PointState) -> tuple[PointState, _WalkInfo]:
-        walk_key, accept_key = jax.random.split(key)
-        x, unravel = ravel_pytree(state.position)
-        moved = unravel(x + step_size * jax.random.normal(walk_key, x.shape, x.dtype))
-        proposal = PointState(moved, logdensity(moved))
-        rate = jnp.exp(jnp.minimum(proposal.logdensity - state.logdensity, 0.0))
-        accept = jax.random.uniform(accept_key, (), x.dtype) < rate  # never where the rate is NaN
-        return jax.tree.map(lambda p, s: jnp.where(accept, p, s), proposal, state), _WalkInfo(rate, proposal)
-
-    return adapt(pair(init, step))
-
-
 def elliptical_slice(mean: Any, covariance: Any) -> Kernel:
     """Elliptical slice sampling (Murray, Adams and MacKay 2010): for log densities that tilt N(mean, covariance).
 
@@ -239,16 +227,22 @@ def _metric(inverse_mass_matrix: Any, position: Tree) -> metrics.Metric:
     return metrics.default_metric(jnp.asarray(inverse_mass_matrix))
 
 
-def _euclidean(make: Callable[[metrics.Metric], Any], inverse_mass_matrix: Any) -> Any:
-    """Bind the metric late (its size comes with the position); factorise a dense one once, outside the chain's loop."""
+def _metrics(inverse_mass_matrix: Any) -> Callable[[Tree], metrics.Metric]:
+    """Return position -> metric: its size comes with the position; a dense one is factorised once, outside the loop."""
     fits = inverse_mass_matrix is not None and len(set(jnp.shape(inverse_mass_matrix))) == 1  # else _metric refuses it
     ready = metrics.default_metric(jnp.asarray(inverse_mass_matrix)) if fits else None
 
-    def of(position: Tree) -> Any:
+    def of(position: Tree) -> metrics.Metric:
         checked = _metric(inverse_mass_matrix, position)
-        return make(checked if ready is None else ready)
+        return checked if ready is None else ready
 
+    return of
+
+
+def _euclidean(make: Callable[[metrics.Metric], Any], inverse_mass_matrix: Any) -> Any:
+    """Bind the metric late, with the position."""
+    metric_of = _metrics(inverse_mass_matrix)
     return pair(
-        lambda position, key: of(position).init(position, key),
-        lambda key, state: of(state.position).step(key, state),
+        lambda position, key: make(metric_of(position)).init(position, key),
+        lambda key, state: make(metric_of(state.position)).step(key, state),
     )

@@ -16,8 +16,9 @@ from jax.nn import log_sigmoid, log_softmax, sigmoid, softmax
 from jax.tree_util import Partial
 
 from energyflow.kernels.algorithm import adapt, configured, pair
-from energyflow.kernels.conditionals import BINARY, MoveInfo, SlopeState, coin, ordered, slope_state
+from energyflow.kernels.conditionals import BINARY, coin, ordered
 from energyflow.kernels.langevin import LangevinState
+from energyflow.kernels.metropolis import MoveInfo, SlopeState, accept, slope_state
 from energyflow.types import Algorithm, Array, Kernel, Key, LogDensity, Scalar, Tree
 
 
@@ -177,8 +178,6 @@ def _metropolis(logdensity: LogDensity, propose: Callable) -> Algorithm:
         moved, forward, backward = propose(move_key, state)
         proposal = slope_state(logdensity, moved)
         log_ratio = proposal.logdensity - state.logdensity + backward(proposal) - forward
-        rate = jnp.exp(jnp.minimum(log_ratio, 0.0))
-        accept = jax.random.uniform(accept_key, (), rate.dtype) < rate  # never where the rate is NaN
-        return jax.tree.map(lambda p, s: jnp.where(accept, p, s), proposal, state), MoveInfo(rate, proposal)
+        return accept(jax.random.uniform(accept_key, (), log_ratio.dtype), log_ratio, proposal, state)
 
     return adapt(pair(init, step))

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import blackjax
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from energyflow.kernels.algorithm import adapt, configured, pair
-from energyflow.types import Algorithm, Kernel, Key, LogDensity, Scalar, Tree
+from energyflow.kernels.noise import normal_row, shaped_like
+from energyflow.types import Algorithm, Array, Kernel, LogDensity, Scalar, Tree
 
 
 class LangevinState(NamedTuple):
@@ -112,8 +112,8 @@ def _langevin(
             g = jax.tree.map(lambda v: jnp.clip(v, -gradient_clip, gradient_clip), g)
         return jax.tree.map(lambda v: step_size * v, g)
 
-    def step(key: Key, state: LangevinState) -> tuple[LangevinState, _LangevinInfo]:
-        x, noise = state.position, jax.tree.map(lambda z: sigma * z, normal_like(key, state.position))
+    def move(row: Array, state: LangevinState) -> tuple[LangevinState, _LangevinInfo]:
+        x, noise = state.position, jax.tree.map(lambda z: sigma * z, shaped_like(row, state.position))
         if noise_first:
             x = jax.tree.map(jnp.add, x, noise)
             x = jax.tree.map(jnp.add, x, drift(x))
@@ -123,9 +123,9 @@ def _langevin(
             x = jax.tree.map(lambda v: _keep(v, low, high, boundary), x)
         return LangevinState(x), _LangevinInfo(1)
 
-    algorithm = pair(lambda position, key: LangevinState(position), step)
+    algorithm = pair(lambda position, key: LangevinState(position), move)
     temperature = 1.0 if noise_scale is None else langevin_temperature(step_size, sigma)
-    return adapt(algorithm, adjusted=False, reversible=False, temperature=temperature)
+    return adapt(algorithm, adjusted=False, reversible=False, temperature=temperature, noise=normal_row)
 
 
 def temperature_ramp(time: Any, temperature: Any = 1.0, onset: Any = 0.8) -> Any:
@@ -156,24 +156,18 @@ def _ramped_langevin(
 ) -> Algorithm:
     gradient = jax.grad(logdensity)
 
-    def step(key: Key, state: RampedState) -> tuple[RampedState, _LangevinInfo]:
+    def move(row: Array, state: RampedState) -> tuple[RampedState, _LangevinInfo]:
         sigma = jnp.sqrt(2 * step_size * temperature_ramp(state.time, temperature, onset))
         moved = jax.tree.map(
             lambda x, g, z: x + step_size * g + sigma.astype(x.dtype) * z,
             state.position,
             gradient(state.position),
-            normal_like(key, state.position),
+            shaped_like(row, state.position),
         )
         return RampedState(moved, state.time + time_step), _LangevinInfo(1)
 
-    algorithm = pair(lambda position, key: RampedState(position, jnp.zeros((), float)), step)
-    return adapt(algorithm, adjusted=False, reversible=False, temperature=temperature)
-
-
-def normal_like(key: Key, tree: Tree) -> Tree:
-    """Return standard normal noise of the shapes and dtypes of `tree`."""
-    flat, unravel = ravel_pytree(tree)
-    return unravel(jax.random.normal(key, flat.shape, flat.dtype))
+    algorithm = pair(lambda position, key: RampedState(position, jnp.zeros((), float)), move)
+    return adapt(algorithm, adjusted=False, reversible=False, temperature=temperature, noise=normal_row)
 
 
 def _keep(x: Any, low: Any, high: Any, boundary: str) -> Any:

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from energyflow.chains import count_chains
 from energyflow.energy import as_energy
 from energyflow.kernels.algorithm import configured
-from energyflow.kernels.langevin import normal_like
+from energyflow.kernels.noise import normal_like
 from energyflow.rows import per_row
 from energyflow.types import Array, Key, Tree
 

@@ -11,7 +11,7 @@ from energyflow.chains import count_chains, require_floats
 from energyflow.diffusion import Diffusion, checked_diffusion
 from energyflow.energy import as_energy, require_density, temperature
 from energyflow.joint_levels import JointMoves, LevelSteps, checked_moves, joint_moves, start_steps
-from energyflow.kernels.langevin import normal_like
+from energyflow.kernels.noise import normal_like
 from energyflow.rows import per_row
 from energyflow.types import Array, Kernel, Key, Objective, Tree
 

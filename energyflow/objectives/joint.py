@@ -30,7 +30,7 @@ import numpy as np
 import optax
 from jax.tree_util import Partial, register_dataclass
 
-from energyflow.energies.classifiers import class_logits
+from energyflow.energies.classifiers import class_logits, logits_and_energy
 from energyflow.energy import (
     Around,
     Landscape,
@@ -39,7 +39,7 @@ from energyflow.energy import (
     partition,
     temperature,
 )
-from energyflow.kernels.langevin import normal_like
+from energyflow.kernels.noise import normal_like
 from energyflow.negatives.starts import Start
 from energyflow.rows import flat_rows
 from energyflow.types import Array, Key, Negatives, Objective, Scalar, Tree
@@ -192,20 +192,26 @@ def _loss(settings: JointSettings, energy: Any, batch: Tree, key: Key, state: An
     noise_key, draw_key = jax.random.split(key)
     rows = _noisy(settings, noise_key, rows)
     fake, log_weights, state, found = settings.negatives.draw(draw_key, jax.lax.stop_gradient(density), rows, state)
-    cross_entropy, metrics = _classified(jax.vmap(logits)(x), y)
-    means = Partial(_means, settings.conditional, rows, fake, log_weights)
-    (data, model), squares = means(density)
+    energies = Partial(_energies, settings.conditional)
+    if rows is x:  # one pass through the network for both of its roles
+        seen, data_energies = jax.vmap(Partial(logits_and_energy, density))(x)
+    else:
+        seen, data_energies = jax.vmap(logits)(x), energies(rows, density)
+    cross_entropy, metrics = _classified(seen, y)
+    (data, model), squares = _means(data_energies, energies(fake, density), log_weights)
     scale = jax.lax.stop_gradient(temperature(density))
     contrast, weight = (data - model) / scale + settings.l2 * squares, settings.generative
     metrics = found | metrics | {"gap": model - data, "energy_data": data, "energy_model": model}
     if "log_z" in found:
         metrics["log_likelihood"] = -data / scale - found["log_z"]
     if settings.balance:
+        means = lambda energy: _means(energies(rows, energy), energies(fake, energy), log_weights)[0]  # noqa: E731
         metrics["gradient_ratio"] = _gradient_ratio(means, density)
         weight = weight * jnp.minimum(1.0, metrics["gradient_ratio"])
     total = cross_entropy + weight * contrast
     if settings.information is not None:
-        metrics["mutual_information"] = mutual_information(jax.vmap(logits)(rows[0] if settings.conditional else rows))
+        real = rows[0] if settings.conditional else rows
+        metrics["mutual_information"] = mutual_information(seen if real is x else jax.vmap(logits)(real))
         total = total - settings.information * metrics["mutual_information"]
     return total, (state, metrics)
 
@@ -228,10 +234,13 @@ def _classified(logits: Array, y: Array) -> tuple[Scalar, dict[str, Array]]:
     return cross_entropy, {"accuracy": jnp.sum(share * right), "cross_entropy": cross_entropy}
 
 
-def _means(conditional: bool, rows: Tree, fake: Tree, log_weights: Array | None, energy: Any) -> tuple:
+def _energies(conditional: bool, points: Tree, energy: Any) -> Array:
+    """Return the energies (B,) of points, or of pairs of points and labels."""
+    return jax.vmap(energy)(*(points if conditional else (points,)))
+
+
+def _means(data: Array, model: Array, log_weights: Array | None) -> tuple:
     """Return the mean energies of data and of negatives, and the sum of their mean squares."""
-    pairs = (rows, fake) if conditional else ((rows,), (fake,))
-    data, model = (jax.vmap(energy)(*pair) for pair in pairs)
     num = model.shape[0]
     weights = jnp.full((num,), 1 / num, model.dtype) if log_weights is None else jax.nn.softmax(log_weights)
     return (jnp.mean(data), jnp.sum(weights * model)), jnp.mean(data**2) + jnp.sum(weights * model**2)
@@ -240,7 +249,7 @@ def _means(conditional: bool, rows: Tree, fake: Tree, log_weights: Array | None,
 def _gradient_ratio(means: Callable, energy: Any) -> Scalar:
     """Return |gradient of mean E(x+)| / |gradient of mean E(x-)|, over the trained weights."""
     trainable, rest = partition(jax.lax.stop_gradient(energy))
-    gradients = jax.jacrev(lambda trainable: means(combine(trainable, rest))[0])(trainable)
+    gradients = jax.jacrev(lambda trainable: means(combine(trainable, rest)))(trainable)
     up, down = map(optax.tree.norm, gradients)
     return up / jnp.maximum(down, jnp.finfo(down.dtype).tiny)
 

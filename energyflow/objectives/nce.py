@@ -16,7 +16,7 @@ from jax.tree_util import Partial, register_dataclass
 
 from energyflow.chains import require_floats
 from energyflow.energy import as_energy, logdensity, require_density, require_one_point
-from energyflow.kernels.langevin import normal_like
+from energyflow.kernels.noise import normal_like
 from energyflow.types import Array, Key, Objective, Scalar, Tree
 
 CHANCE = 2 * math.log(2)

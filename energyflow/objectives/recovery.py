@@ -18,7 +18,7 @@ from energyflow.chains import chain_keys, count_chains, require_floats, start_co
 from energyflow.diffusion import Diffusion
 from energyflow.energy import as_energy, require_density, temperature
 from energyflow.kernels.continuous import mala
-from energyflow.kernels.langevin import normal_like
+from energyflow.kernels.noise import normal_like
 from energyflow.recovery import (
     Initialised,
     RecoveryStart,

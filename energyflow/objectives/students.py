@@ -9,7 +9,7 @@ from jax.tree_util import Partial, register_dataclass
 
 from energyflow.chains import count_chains, require_floats
 from energyflow.energy import as_energy, logdensity, require_density
-from energyflow.kernels.langevin import normal_like
+from energyflow.kernels.noise import normal_like
 from energyflow.types import Array, Key, Objective, Scalar, Tree, as_key
 
 STEADY = 0.01

@@ -24,7 +24,7 @@ from energyflow.kernels import (
     ula,
     with_step_size,
 )
-from energyflow.kernels.langevin import normal_like
+from energyflow.kernels.noise import normal_like
 from energyflow.types import Algorithm, Stats
 from invariance import COVARIANCE, TARGETS, assert_invariant, assert_not_invariant
 
