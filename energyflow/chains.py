@@ -5,6 +5,7 @@ that is stopped and resumed is bitwise the run that was not.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,9 @@ from tqdm import tqdm
 from energyflow.energy import as_energy
 from energyflow.kernels.algorithm import bind, start
 from energyflow.types import Algorithm, Array, Kernel, Key, LogDensity, Stats, Tree, as_key
+
+AHEAD = 32
+"""Transitions whose noise is drawn at once: what a move draws for itself, XLA's CPU code draws anew for every use."""
 
 FIELDS = ("position", "logdensity", "acceptance_rate", "jump_distance", "is_divergent", "num_gradients")
 
@@ -70,27 +74,28 @@ def evolve(keys: Key, algorithm: Algorithm, state: Any, *, unroll: bool = False)
 def scan_ahead(body: Callable, algorithm: Algorithm, state: Any, keys: Key, unroll: bool = False) -> tuple[Any, Any]:
     """Scan `body(move, state, drawn)` over the leading axis of `keys`; `move(drawn, state)` makes one transition.
 
-    drawn: of one row of keys, whatever their further axes: the noise of a kernel that tells it apart, else the keys as
-    words (under vmap the debug check takes scanned keys for reused). Noise is drawn a turn ahead and carried over: in
-    the turn that uses it XLA would draw it anew for every use.
+    drawn: of one row of keys, whatever their further axes: the noise of a kernel that tells it apart, drawn for up to
+    AHEAD transitions at once, as the length has divisors; else the keys as words (under vmap the debug check takes
+    scanned keys for reused).
     """
     words, impl, position = jax.random.key_data(keys), jax.random.key_impl(keys), state.position
     noise, move = algorithm.noise, algorithm.move
-    if noise is None or move is None or not len(words):
+    if noise is None or move is None:
         step = lambda words, state: algorithm.step(jax.random.wrap_key_data(words, impl=impl), state)  # noqa: E731
         return jax.lax.scan(functools.partial(body, step), state, words, unroll=unroll)
     draw = lambda words: noise(jax.random.wrap_key_data(words, impl=impl), position)  # noqa: E731
-    for _ in keys.shape[1:]:
+    for _ in keys.shape:
         draw = jax.vmap(draw)
 
-    def turn(carry: Any, words: Array) -> Any:
-        state, drawn = carry
-        following = draw(words)
-        state, out = body(move, state, drawn)
-        return (state, following), out
+    def block(state: Any, words: Array) -> Any:
+        return jax.lax.scan(functools.partial(body, move), state, draw(words), unroll=unroll)
 
-    (state, _), out = jax.lax.scan(turn, (state, draw(words[0])), jnp.roll(words, -1, axis=0), unroll=unroll)
-    return state, out
+    num, rest = keys.shape[0], math.prod(keys.shape[1:])
+    size = max((n for n in range(1, num + 1) if num % n == 0 and n * rest <= AHEAD), default=1)
+    if size >= num:
+        return block(state, words)
+    state, out = jax.lax.scan(block, state, words.reshape(num // size, size, *words.shape[1:]))
+    return state, jax.tree.map(lambda x: x.reshape(num, *x.shape[2:]), out)
 
 
 def scan_keys(move: Callable, state: Any, keys: Key, unroll: bool = False) -> tuple[Any, Any]:

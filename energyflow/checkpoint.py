@@ -41,8 +41,8 @@ def load(path: str | Path, like: Tree) -> Tree:
     """Read a file of `save` into the structure of `like` (its leaves may be arrays or `jax.ShapeDtypeStruct`s).
 
     Bitwise what was saved; typed keys keep the implementation they were saved with, whatever that of `like`, and what
-    is a NumPy array or a Python number in `like` stays one. Raises ValueError for a file that `save` did not write or that is cut off, and for one of another model
-    (other names, shapes, dtypes), naming the first leaf that differs.
+    is a NumPy array or a Python number in `like` stays one. Raises ValueError for a file that `save` did not write or
+    that is cut off, and for one of another model (other names, shapes, dtypes), naming the first leaf that differs.
     """
     stored = _read(Path(path))
     wanted = _named(like)

@@ -73,11 +73,11 @@ def make_step(
     """Return the jitted `step(state, batch) -> (state, metrics)`, which is also a `lax.scan` body.
 
     ema_decay: of the averaged weights, per step; at step n it is at most (n-1)/(n+9), so the average starts at the
-    first trained weights. 0 keeps `state.ema` equal to `state.energy`. The settings of the objective are arguments of
-    the compiled function: another step size or other weights compile nothing. Metrics add `loss`, `gradient_norm`,
-    `step`.
+    first trained weights. 0 keeps `state.ema` equal to `state.energy`, and compiles no average. The settings of the
+    objective are arguments of the compiled function: another step size or other weights compile nothing. Metrics add
+    `loss`, `gradient_norm`, `step`.
     """
-    return functools.partial(_step, optimizer, as_energy(objective.loss), ema_decay)
+    return functools.partial(_step, optimizer, as_energy(objective.loss), ema_decay or None)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -94,11 +94,13 @@ def _step(
     updates, opt_state = optimizer.update(gradient, state.opt_state, trainable)
     trainable = optax.apply_updates(trainable, updates)
     count = state.step + 1
-    # A warm-up of the decay removes the weight of the random start: after n steps it is at most (n-1)/(n+9).
-    decay = jnp.minimum(ema_decay, (count - 1) / (count + 9))
-    averaged = jax.tree.map(
-        lambda a, w: decay.astype(a.dtype) * a + (1 - decay).astype(a.dtype) * w, partition(state.ema)[0], trainable
-    )
+    averaged = trainable
+    if ema_decay is not None:
+        # A warm-up of the decay removes the weight of the random start: after n steps it is at most (n-1)/(n+9).
+        decay = jnp.minimum(ema_decay, (count - 1) / (count + 9))
+        averaged = jax.tree.map(
+            lambda a, w: decay.astype(a.dtype) * a + (1 - decay).astype(a.dtype) * w, partition(state.ema)[0], trainable
+        )
     metrics = metrics | {"loss": total, "gradient_norm": optax.tree.norm(gradient), "step": count}
     new = TrainState(combine(trainable, rest), combine(averaged, rest), opt_state, objective_state, key, count)
     return new, metrics

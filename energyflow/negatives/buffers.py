@@ -18,6 +18,7 @@ from energyflow.energy import as_energy, logdensity
 from energyflow.kernels.algorithm import bind, carried
 from energyflow.negatives.moves import Moves, move, start_tuner
 from energyflow.negatives.starts import Start, begin, from_data, from_normal, where, with_conditions
+from energyflow.rows import some_rows
 from energyflow.stepsize import StepTuner
 from energyflow.types import Array, Kernel, Key, Negatives, Tree
 
@@ -139,7 +140,7 @@ def _buffer_draw(settings: Persistent, key: Key, energy: Any, batch: Tree, state
     row_key, fresh_key, coin_key, move_key, keep_key = jax.random.split(key, 5)
     capacity = state.lineage.shape[0]
     num = min(settings.num_chains or count_chains(batch), capacity)
-    rows = jnp.arange(num) if num == capacity else jax.random.choice(row_key, capacity, (num,), replace=False)
+    rows = jnp.arange(num) if num == capacity else some_rows(row_key, capacity, num)
     chains = (state.position, state.cond), state.carry, state.lineage
     (position, cond), carry, lineage = jax.tree.map(lambda x: x[rows], chains)
     if settings.augment is not None:
@@ -154,7 +155,10 @@ def _buffer_draw(settings: Persistent, key: Key, energy: Any, batch: Tree, state
     slots = _slots(settings.policy, keep_key, state, rows)
     put = lambda store, new: store.at[slots].set(new, mode="drop")  # noqa: E731
     (kept, kept_cond), kept_carry, kept_lineage = jax.tree.map(put, chains, ((position, cond), carry, lineage))
-    metrics["lineages"] = 1 + jnp.sum(jnp.diff(jnp.sort(kept_lineage)) != 0)
+    if settings.policy == "in_place":  # no chain is ever copied
+        metrics["lineages"] = jnp.asarray(capacity)
+    else:
+        metrics["lineages"] = 1 + jnp.sum(jnp.diff(jnp.sort(kept_lineage)) != 0)
     pointer, seen = (state.pointer + num) % capacity, state.seen + num
     buffer = Buffer(kept, kept_cond, kept_carry, kept_lineage, pointer, seen, tuner)
     return with_conditions(position, cond), None, buffer, metrics

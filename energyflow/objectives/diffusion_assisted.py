@@ -12,7 +12,7 @@ from energyflow.diffusion import Diffusion, checked_diffusion
 from energyflow.energy import as_energy, require_density, temperature
 from energyflow.joint_levels import JointMoves, LevelSteps, checked_moves, joint_moves, start_steps
 from energyflow.kernels.noise import normal_like
-from energyflow.rows import per_row
+from energyflow.rows import per_row, some_rows
 from energyflow.types import Array, Kernel, Key, Objective, Tree
 
 
@@ -117,7 +117,7 @@ def diffused(alphas: Array, sigmas: Array, key: Key, batch: Tree) -> tuple[Tree,
 def _rows(settings: DiffusionAssisted, key: Key) -> Array:
     if settings.num_chains == settings.capacity:
         return jnp.arange(settings.capacity)
-    return jax.random.choice(key, settings.capacity, (settings.num_chains,), replace=False)
+    return some_rows(key, settings.capacity, settings.num_chains)
 
 
 def _of_levels(settings: DiffusionAssisted, state: JointChains) -> dict[str, Array]:

@@ -28,7 +28,7 @@ from energyflow.chains import count_chains
 from energyflow.energy import as_energy, logdensity
 from energyflow.negatives import Buffer
 from energyflow.objectives.contrastive import contrastive
-from energyflow.rows import flat_rows
+from energyflow.rows import flat_rows, some_rows
 from energyflow.types import Array, Key, Negatives, Objective, Scalar, Tree
 
 
@@ -175,7 +175,7 @@ def _some(key: Key, rows: Tree, num: int | None) -> Tree:
     size = count_chains(rows)
     if num is None or num >= size:
         return rows
-    picked = jax.random.choice(key, size, (num,), replace=False)
+    picked = some_rows(key, size, num)
     return jax.tree.map(lambda x: x[picked], rows)
 
 
