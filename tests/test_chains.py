@@ -7,8 +7,19 @@ import pytest
 from jax.tree_util import Partial
 
 from energyflow import chains
-from energyflow.chains import FIELDS, SamplingStopped, advance, advance_chains, sample, sample_chains
-from energyflow.kernels import dynamic_hmc, ghmc, mala, mclmc, ula
+from energyflow.chains import (
+    AHEAD,
+    FIELDS,
+    SamplingStopped,
+    advance,
+    advance_chains,
+    evolve,
+    sample,
+    sample_chains,
+    step_keys,
+)
+from energyflow.kernels import barker, bind, dynamic_hmc, ghmc, hmc, mala, mclmc, ramped_langevin, rmh, ula
+from energyflow.kernels.noise import normal_like, normal_row, shaped_like
 
 KERNELS = {
     "mala": mala(0.2),
@@ -154,6 +165,43 @@ def test_unrolled_steps_are_the_same_steps(key):
         for unroll in (False, True)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), looped, straight)
+
+
+AHEAD_OF_MOVES = {
+    "mala": mala(0.2),
+    "hmc": hmc(0.3, 3, np.full(3, 0.7, np.float32)),
+    "barker": barker(0.5),
+    "rmh": rmh(0.5),
+    "ula": ula(0.01),
+    "ramped": ramped_langevin(0.01, 0.05),
+}
+
+
+@pytest.mark.parametrize("name", AHEAD_OF_MOVES)
+def test_noise_drawn_ahead_is_what_each_step_draws(name, key):
+    """Whole, in blocks, and for a prime number of moves, in blocks of one."""
+    algorithm = bind(AHEAD_OF_MOVES[name], LOGDENSITY)
+    state = algorithm.init(select(starts(), 0), jax.random.fold_in(key, 0))
+    step = jax.jit(algorithm.step)
+    for num in (1, AHEAD + 5, AHEAD + 8):
+        keys = step_keys(key, num)
+        end, stats = evolve(keys, algorithm, state)
+        by_hand, distances = state, []
+        for words in jax.random.key_data(keys):
+            by_hand, one = step(jax.random.wrap_key_data(words, impl=jax.random.key_impl(key)), by_hand)
+            distances.append(one.jump_distance)
+        assert_close(end.position, by_hand.position)
+        assert_close(stats.jump_distance, np.stack(distances))
+    others = evolve(step_keys(key, num, 1), algorithm, state)[0]
+    assert end.position["a"] != others.position["a"]
+
+
+def test_a_row_of_noise_begins_with_that_of_the_position(key):
+    for size in (0, 1, 2, 3, 8, 10, 17):
+        position = {"a": jnp.zeros(()), "b": jnp.zeros((size, 2))}
+        row = normal_row(jax.random.clone(key), position)
+        assert_same(shaped_like(row, position), normal_like(jax.random.clone(key), position))
+        assert row.size in (1 + 2 * size, -(-(1 + 2 * size) // 8) * 8)
 
 
 @pytest.mark.core

@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 from numpyro import distributions as dist
 
 import energyflow as ef
-from energyflow.energies.classifiers import ClassifierEnergy, class_logits
+from energyflow.energies.classifiers import ClassifierEnergy, class_logits, logits_and_energy
 from energyflow.energies.nets import MLP
 from energyflow.energy import Frozen
 from energyflow.objectives.joint import from_class_gaussians, joint, mutual_information, sharpness_aware
@@ -362,6 +362,31 @@ def test_logits_are_found_within_what_wraps_a_classifier(seed):
         assert np.allclose(class_logits(ef.tempered(boxed, 2.0), boxed.unconstrain(x)), energy.logits(x), rtol=1e-12)
         with pytest.raises(ValueError, match="a classifier has an energy with `logits`"):
             class_logits(ef.mlp(0, 3, (4,)), x.astype(jnp.float32))
+
+
+def test_logits_and_energy_of_one_pass_are_those_of_two(seed):
+    with jax.enable_x64(True):
+        energy, x = classifier(seed), jnp.asarray([0.3, -0.2, 0.9])
+        base = dist.Normal(jnp.zeros(3), 1.0).to_event(1)
+        boxed = ef.tempered(ef.energies.bounded(energy, -1.0, 1.0), 2.0)
+        wrapped = (energy, ef.tilt(ef.tempered(energy, 0.1), base), ef.frozen(energy), ef.normalised(energy), boxed)
+        for whole in wrapped:
+
+            def mixed(whole, pair, x=x):
+                logits, value = pair(whole, x)
+                return jnp.sum(logits**2) + value**2
+
+            def apart(whole, x):
+                return class_logits(whole, x), whole(x)
+
+            (together, slope), (expected, other) = (
+                jax.value_and_grad(mixed, allow_int=True)(whole, pair) for pair in (logits_and_energy, apart)
+            )
+            assert np.allclose(together, expected, rtol=1e-12)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), slope, other)
+        assert str(jax.make_jaxpr(lambda x: logits_and_energy(energy, x))(x)).count("dot_general") == str(
+            jax.make_jaxpr(energy.logits)(x)
+        ).count("dot_general")
 
 
 @pytest.mark.parametrize(
