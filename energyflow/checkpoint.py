@@ -54,7 +54,8 @@ def load(path: str | Path, like: Tree) -> Tree:
         both_keys = ours[1].startswith("key<") and theirs[1].startswith("key<")
         if ours[0] != theirs[0] or not (both_keys or _canonical(ours[1]) == _canonical(theirs[1])):
             raise ValueError(f"{path} is a checkpoint of another model: {name} is {theirs} there and {list(ours)} here")
-    leaves = [_from_numpy(*stored[name], leaf) for name, leaf in zip(wanted, jax.tree.leaves(like), strict=True)]
+    pairs = zip(wanted, jax.tree.leaves(like), strict=True)
+    leaves = [_from_numpy(stored[name][0][1], stored[name][1], leaf) for name, leaf in pairs]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -112,9 +113,9 @@ def _to_numpy(leaf: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
-def _from_numpy(spec: list, array: np.ndarray, like: Any) -> Any:
+def _from_numpy(dtype: str, array: np.ndarray, like: Any) -> Any:
     if _is_key(like):
-        implementation = spec[1].removeprefix("key<").removesuffix(">")
+        implementation = dtype.removeprefix("key<").removesuffix(">")
         names = {
             "fry": "threefry2x32",
             "fry4": "threefry4x32",

@@ -16,11 +16,12 @@ import numpy as np
 from jax.scipy.stats import norm
 from jax.tree_util import register_dataclass
 
-from energyflow.chains import chain_keys, count_chains, evolve_from, scan_keys, start_cost, step_keys, summary_of
+from energyflow.chains import chain_keys, count_chains, evolve_from, start_cost, summary_of
 from energyflow.diffusion import Diffusion, checked_diffusion
 from energyflow.energy import as_energy, logdensity, require_density
 from energyflow.kernels.algorithm import step_size, with_step_size
 from energyflow.kernels.noise import normal_like
+from energyflow.kernels.transitions import scan_keys, step_keys
 from energyflow.rows import flat_rows
 from energyflow.stats import log_mean_exp
 from energyflow.stepsize import decaying_gain

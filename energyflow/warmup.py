@@ -15,10 +15,11 @@ import numpy as np
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jax.flatten_util import ravel_pytree
 
-from energyflow.chains import chain_keys, count_chains, require_floats, scan_ahead, start_chains, start_cost, step_keys
+from energyflow.chains import chain_keys, count_chains, require_floats, start_chains, start_cost
 from energyflow.energy import as_energy
 from energyflow.kernels.algorithm import bind, name_of, start, step_size, with_settings
 from energyflow.kernels.continuous import nuts
+from energyflow.kernels.transitions import scan_ahead, step_keys
 from energyflow.mixing import RUNAWAY, plain_r_hat
 from energyflow.tuning import Tuned, require_acceptance
 from energyflow.types import Array, Kernel, Key, LogDensity, Tree, as_key

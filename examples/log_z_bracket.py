@@ -17,7 +17,7 @@ import energyflow as ef
 
 def main(plot: str | None) -> None:
     funnel = ef.energies.funnel(10)
-    base = dist.Normal(jnp.zeros(10), 3.0).to_event(1)
+    base = dist.Normal(jnp.zeros(10), 2.0).to_event(1)
     settings = {"num_temperatures": 500, "num_chains": 256}
 
     forward = ef.bracket(0, funnel, base, reverse=False, **settings)

@@ -8,18 +8,16 @@ from jax.tree_util import Partial
 
 from energyflow import chains
 from energyflow.chains import (
-    AHEAD,
     FIELDS,
     SamplingStopped,
     advance,
     advance_chains,
-    evolve,
     sample,
     sample_chains,
-    step_keys,
 )
 from energyflow.kernels import barker, bind, dynamic_hmc, ghmc, hmc, mala, mclmc, ramped_langevin, rmh, ula
 from energyflow.kernels.noise import normal_like, normal_row, shaped_like
+from energyflow.kernels.transitions import AHEAD, evolve, step_keys
 
 KERNELS = {
     "mala": mala(0.2),

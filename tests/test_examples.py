@@ -39,7 +39,7 @@ def test_the_check_tells_the_samplers_apart_and_the_acceptance_rate_does_not(tmp
 
 def test_the_forward_run_is_sure_and_wrong_and_the_bracket_says_so(tmp_path):
     text = run("log_z_bracket", tmp_path)
-    assert number(r"off by # of its standard errors", text) < -4
+    assert number(r"off by # of its standard errors", text) < -3  # -4.1 to -11.5 over six seeds
     assert "(one-sided)" in text and "(wide)" in text
     assert "the bracket contains the exact log Z: True" in text
 

@@ -13,8 +13,9 @@ import pytest
 from jax.tree_util import register_dataclass
 
 import energyflow as ef
-from energyflow.chains import chain_keys, evolve, step_keys
+from energyflow.chains import chain_keys
 from energyflow.kernels import bind
+from energyflow.kernels.transitions import evolve, step_keys
 from energyflow.types import Negatives
 from laws import assert_mean, assert_not_mean
 
