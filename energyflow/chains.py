@@ -5,7 +5,7 @@ that is stopped and resumed is bitwise the run that was not.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from energyflow.energy import as_energy
 from energyflow.kernels.algorithm import bind, start
-from energyflow.kernels.transitions import evolve, scan_ahead, step_keys
+from energyflow.kernels.transitions import evolve, move_of, scan_ahead, step_keys
 from energyflow.types import Array, Kernel, Key, LogDensity, Stats, Tree, as_key
 
 FIELDS = ("position", "logdensity", "acceptance_rate", "jump_distance", "is_divergent", "num_gradients")
@@ -273,16 +273,18 @@ def _chunk(
     the first that left the finite numbers (`size * thin` if none did; None for adjusted kernels, which reject it).
     """
     algorithm = bind(kernel, logdensity)
+    move = move_of(algorithm, jax.random.key_impl(keys))
 
-    def draw(move: Callable, state: Any, drawn: Any) -> Any:
-        state, stats = jax.lax.scan(lambda state, drawn: move(drawn, state), state, drawn)
+    def draw(state: Any, drawn: Any) -> Any:
+        state, stats = jax.lax.scan(move, state, drawn)
         value = state.logdensity if hasattr(state, "logdensity") else logdensity(state.position)
         everything = {"position": state.position, "logdensity": value, **_thinned(stats)._asdict()}
         blown = stats.is_divergent if stats.acceptance_rate is None else None
         return state, ({name: everything[name] for name in fields}, blown)
 
     def chain(key: Key, state: Any) -> Any:
-        return scan_ahead(draw, algorithm, state, step_keys(key, size * thin, first).reshape(size, thin))
+        rows = step_keys(key, size * thin, first).reshape(size, thin)
+        return scan_ahead(draw, algorithm, state.position, state, rows)
 
     state, (out, blown) = jax.vmap(chain)(keys, state)
     stats = Stats(*(out.get(name) for name in Stats._fields))

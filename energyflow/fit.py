@@ -25,6 +25,7 @@ from energyflow.logz import bracket, log_likelihood
 from energyflow.spec import Spec
 from energyflow.stats import energy_distance
 from energyflow.training import TrainState, init, make_step, train, trouble
+from energyflow.types import as_key
 
 LOG_EVERY = 10
 VALIDATION_DRAWS = 512
@@ -131,7 +132,7 @@ def _evaluate(spec: Spec, data: Dataset, now: Progress) -> tuple[Progress, dict[
     Densities by the log-likelihood (short forward annealing), of rows and labels where rows are labelled, and of labels
     alone where nothing else is trained; what has no density by the energy distance of its draws.
     """
-    key, points = jax.random.fold_in(jax.random.key(spec.seed), now.state.step), data.part_x("validation", spec.seed)
+    key, points = jax.random.fold_in(as_key(spec.seed), now.state.step), data.part_x("validation", spec.seed)
     if recipe.method(spec).draw is None:
         energy = recipe.judged(spec, data.dim, now.state.ema)
         log_z = bracket(key, energy, num_temperatures=300, num_chains=128, reverse=False)

@@ -6,7 +6,6 @@ from an eighth of the moves that one would need; windows grow until the chains a
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ from energyflow.chains import chain_keys, count_chains, require_floats, start_ch
 from energyflow.energy import as_energy
 from energyflow.kernels.algorithm import bind, name_of, start, step_size, with_settings
 from energyflow.kernels.continuous import nuts
-from energyflow.kernels.transitions import scan_ahead, step_keys
+from energyflow.kernels.transitions import move_of, scan_ahead, step_keys
 from energyflow.mixing import RUNAWAY, plain_r_hat
 from energyflow.tuning import Tuned, require_acceptance
 from energyflow.types import Array, Kernel, Key, LogDensity, Tree, as_key
@@ -171,14 +170,14 @@ def _round(
 
     def one(key: Key, x: Tree, step: Array) -> Any:
         algorithm = bind(with_settings(kernel, step_size=step), logdensity)
-        state = start(algorithm, jax.random.fold_in(key, 0), x)
+        state, move = start(algorithm, jax.random.fold_in(key, 0), x), move_of(algorithm, jax.random.key_impl(key))
 
-        def observed(move: Callable, state: Any, drawn: Any) -> Any:
-            state, stats = move(drawn, state)
+        def observed(state: Any, drawn: Any) -> Any:
+            state, stats = move(state, drawn)
             slope = ravel_pytree(getattr(state, "logdensity_grad", ()))[0]
             return state, ((ravel_pytree(state.position)[0], slope, state.logdensity), stats)
 
-        return *scan_ahead(observed, algorithm, state, step_keys(key, moves)), start_cost(state)
+        return *scan_ahead(observed, algorithm, x, state, step_keys(key, moves)), start_cost(state)
 
     num = count_chains(position)
     state, (draws, stats), extra = jax.vmap(one)(chain_keys(key, num), position, steps)

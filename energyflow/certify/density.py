@@ -23,7 +23,7 @@ from energyflow.logz import LogZ, bits_per_dimension, bracket, log_likelihood
 from energyflow.logz.likelihood import Likelihood
 from energyflow.spec import Spec
 from energyflow.tuning import Tuned, tune
-from energyflow.types import Array, Key
+from energyflow.types import Array, Key, as_key
 
 DRAW_CHAINS = 64
 
@@ -38,7 +38,7 @@ def certify_density(
     where they mix; their check supports the draws that the reverse annealing starts from.
     """
     energy = recipe.judged(spec, data.dim, reached.best)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(spec.seed), 2**31 - 1), 3)
+    keys = jax.random.split(jax.random.fold_in(as_key(spec.seed), 2**31 - 1), 3)
     with tqdm(total=4, disable=not progress, desc="certifying", unit="part") as bar:
         trace, tuned = _draw(keys[1], energy, data, spec)
         to_netcdf(trace, folder / "draws.nc", name="z")

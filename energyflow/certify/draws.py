@@ -19,6 +19,7 @@ from energyflow.fit import Progress
 from energyflow.loaders import Dataset
 from energyflow.spec import Spec
 from energyflow.stats import energy_distance
+from energyflow.types import as_key
 
 FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Of the horizon: too short, right, and too long."""
@@ -28,7 +29,7 @@ def certify_draws(
     spec: Spec, data: Dataset, reached: Progress, ended: str, folder: Path, *, progress: bool
 ) -> dict[str, Any]:
     """Draw at several horizons; writes samples.npz, returns the summary."""
-    energy, key = reached.best, jax.random.fold_in(jax.random.key(spec.seed), 2**31 - 1)
+    energy, key = reached.best, jax.random.fold_in(as_key(spec.seed), 2**31 - 1)
     parts = {part: data.part_x(part, spec.seed) for part in ("train", "test")}
     horizon = recipe.horizon(spec)
     test = parts["test"][:NUM_DRAWS]

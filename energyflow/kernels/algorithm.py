@@ -55,9 +55,22 @@ def adapt(
     """
     move = functools.partial(_guarded_step, algorithm.step, gradients_per_step, adjusted)
     if noise is None:
-        return Algorithm(algorithm.init, move, reversible, temperature)
+        init = lambda position, key: algorithm.init(position, _threefry(key))  # noqa: E731
+        step = lambda key, state: move(_threefry(key), state)  # noqa: E731
+        return Algorithm(init, step, reversible, temperature)
     step = lambda key, state: move(noise(key, state.position), state)  # noqa: E731
     return Algorithm(algorithm.init, step, reversible, temperature, noise, move)
+
+
+def _threefry(key: Key) -> Key:
+    """Return a Philox key's words as a key of JAX's default.
+
+    A move that draws as it goes, as NUTS does, hashes inside of its choices between states: a Philox hash XLA's CPU
+    code repeats for every number of a state, threefry's loop it runs once.
+    """
+    if jax.random.key_impl(key) != "philox4x32":
+        return key
+    return jax.random.wrap_key_data(jax.random.key_data(key), impl="threefry2x32")
 
 
 def _guarded_step(

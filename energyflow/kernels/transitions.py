@@ -1,6 +1,5 @@
 """One chain's transitions, a scan over their keys."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from energyflow.types import Algorithm, Array, Key, Stats
+from energyflow.types import Algorithm, Array, Key, Stats, Tree
 
 AHEAD = 32
 """Transitions whose noise is drawn at once: what a move draws for itself, XLA's CPU code draws anew for every use."""
@@ -28,34 +27,46 @@ def evolve(keys: Key, algorithm: Algorithm, state: Any, *, unroll: bool = False)
     unroll: straight-line code instead of a loop (convolutions inside a loop are slow on the CPU backend).
     Returns the state and the stats of every transition, arrays leading with [step].
     """
-    return scan_ahead(lambda move, state, drawn: move(drawn, state), algorithm, state, keys, unroll)
+    impl = jax.random.key_impl(keys)
+    return scan_ahead(move_of(algorithm, impl), algorithm, state.position, state, keys, unroll=unroll)
 
 
-def scan_ahead(body: Callable, algorithm: Algorithm, state: Any, keys: Key, unroll: bool = False) -> tuple[Any, Any]:
-    """Scan `body(move, state, drawn)` over the leading axis of `keys`; `move(drawn, state)` makes one transition.
+def move_of(algorithm: Algorithm, impl: Any) -> Callable[[Any, Any], tuple[Any, Stats]]:
+    """Return `move(state, drawn)` of what `scan_ahead` draws, for keys of an implementation (`jax.random.key_impl`)."""
+    move = algorithm.move
+    if move is None:
+        return lambda state, words: algorithm.step(jax.random.wrap_key_data(words, impl=impl), state)
+    return lambda state, drawn: move(drawn, state)
+
+
+def scan_ahead(
+    body: Callable, algorithm: Algorithm, position: Tree, carry: Any, keys: Key, xs: Any = None, *, unroll: bool = False
+) -> tuple[Any, Any]:
+    """Scan `body(carry, drawn)`, or `body(carry, (drawn, x))` over `xs` too, along the leading axis of `keys`.
 
     drawn: of one row of keys, whatever their further axes: the noise of a kernel that tells it apart, drawn for up to
     AHEAD transitions at once, as the length has divisors; else the keys as words (under vmap the debug check takes
-    scanned keys for reused).
+    scanned keys for reused). position: of the chain, for its shape.
     """
-    words, impl, position = jax.random.key_data(keys), jax.random.key_impl(keys), state.position
-    noise, move = algorithm.noise, algorithm.move
-    if noise is None or move is None:
-        step = lambda words, state: algorithm.step(jax.random.wrap_key_data(words, impl=impl), state)  # noqa: E731
-        return jax.lax.scan(functools.partial(body, step), state, words, unroll=unroll)
+    words, impl, noise = jax.random.key_data(keys), jax.random.key_impl(keys), algorithm.noise
+    if noise is None:
+        return jax.lax.scan(body, carry, words if xs is None else (words, xs), unroll=unroll)
     draw = lambda words: noise(jax.random.wrap_key_data(words, impl=impl), position)  # noqa: E731
     for _ in keys.shape:
         draw = jax.vmap(draw)
 
-    def block(state: Any, words: Array) -> Any:
-        return jax.lax.scan(functools.partial(body, move), state, draw(words), unroll=unroll)
+    def block(carry: Any, rows: tuple) -> Any:
+        words, xs = rows
+        drawn = draw(words)
+        return jax.lax.scan(body, carry, drawn if xs is None else (drawn, xs), unroll=unroll)
 
     num, rest = keys.shape[0], math.prod(keys.shape[1:])
     size = max((n for n in range(1, num + 1) if num % n == 0 and n * rest <= AHEAD), default=1)
     if size >= num:
-        return block(state, words)
-    state, out = jax.lax.scan(block, state, words.reshape(num // size, size, *words.shape[1:]))
-    return state, jax.tree.map(lambda x: x.reshape(num, *x.shape[2:]), out)
+        return block(carry, (words, xs))
+    blocks = jax.tree.map(lambda x: x.reshape(num // size, size, *x.shape[1:]), (words, xs))
+    carry, out = jax.lax.scan(block, carry, blocks)
+    return carry, jax.tree.map(lambda x: x.reshape(num, *x.shape[2:]), out)
 
 
 def scan_keys(move: Callable, state: Any, keys: Key, unroll: bool = False) -> tuple[Any, Any]:

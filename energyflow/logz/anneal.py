@@ -14,6 +14,7 @@ import numpy as np
 
 from energyflow.chains import chain_keys, count_chains
 from energyflow.kernels.algorithm import bind, carried, start, with_step_size
+from energyflow.kernels.transitions import move_of, scan_ahead, step_keys
 from energyflow.logz.path import Path
 from energyflow.types import Algorithm, Array, Kernel, Key, Scalar, Tree
 
@@ -114,8 +115,11 @@ def _begin(
 @functools.partial(jax.jit, static_argnames="unroll")
 def _block(keys: Key, path: Path, kernel: Kernel, total: _Total, state: Any, xs: Any, unroll: bool) -> Any:
     def chain(key: Key, total: _Total, state: Any) -> Any:
-        (total, state), (rate, spent) = jax.lax.scan(
-            functools.partial(_move, key, path, kernel), (total, state), xs, unroll=unroll
+        index, betas, *_ = xs
+        body, keys = functools.partial(_move, key, path, kernel), step_keys(key, len(index), index[0])
+        algorithm = bind(kernel, path.at(betas[0]))  # for its noise, which is the same at every temperature
+        (total, state), (rate, spent) = scan_ahead(
+            body, algorithm, state.position, (total, state), keys, xs, unroll=unroll
         )
         return total, state, rate, jnp.sum(spent)
 
@@ -123,11 +127,10 @@ def _block(keys: Key, path: Path, kernel: Kernel, total: _Total, state: Any, xs:
     return total, state, jnp.mean(rate, axis=0), spent
 
 
-def _move(key: Key, path: Path, kernel: Kernel, carry: tuple[_Total, Any], xs: Any) -> Any:
-    total, state = carry
-    i, beta, delta, following, step = xs
+def _move(key: Key, path: Path, kernel: Kernel, carry: tuple[_Total, Any], row: tuple) -> Any:
+    (total, state), (drawn, (i, beta, delta, following, step)) = carry, row
     kernel = kernel if step is None else with_step_size(kernel, step)
-    state, info = bind(kernel, path.at(beta)).step(jax.random.fold_in(key, i + 1), state)
+    state, info = move_of(bind(kernel, path.at(beta)), jax.random.key_impl(key))(state, drawn)
     total = total.add(_increment(path, state, beta, beta, delta))
     state, extra = _transport(jax.random.fold_in(key, -(i + 1)), path, kernel, state, beta, following)
     return (total, state), (info.acceptance_rate, info.num_gradients + extra)

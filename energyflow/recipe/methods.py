@@ -49,7 +49,7 @@ from energyflow.recovery import recovery_sample, with_initialiser
 from energyflow.spec import Spec
 from energyflow.stats import log_mean_exp
 from energyflow.transport import transport_langevin
-from energyflow.types import Array, Key, Objective
+from energyflow.types import Array, Key, Objective, as_key
 
 
 class Drawn(NamedTuple):
@@ -102,7 +102,7 @@ def _tilted(spec: Spec, dim: int) -> Any:
 def _with_log_z(spec: Spec, dim: int) -> Any:
     """Return the same with a trained log Z, which starts at that of the network before training."""
     energy = _tilted(spec, dim)
-    draws = energy.base.sample(jax.random.key(spec.seed), (1024,))
+    draws = energy.base.sample(as_key(spec.seed), (1024,))
     return normalised(energy, log_mean_exp(-jax.vmap(energy.energy)(draws)).value)
 
 
