@@ -1,5 +1,7 @@
 """Adjusted kernels on continuous positions: BlackJAX's, by their names, with defaults, counts and guards.
 
+MALA is one leapfrog step of its HMC: it then reports what it proposed. Both draw their noise ahead of their moves.
+
 Every public function returns a kernel: a `Partial` of the module-level function below it, whose settings are pytree
 leaves (a new step size compiles nothing) and whose repr is its configuration. `inverse_mass_matrix` is None (identity),
 a vector (diagonal) or a matrix (dense), over the raveled position; it estimates the covariance of the target.
@@ -71,6 +73,7 @@ def _hmc(logdensity: LogDensity, step_size: Scalar, num_integration_steps: Any, 
 
 
 def _accept(uniform: Array, key: Key, log_ratio: Array, state: Any, proposal: Any) -> tuple[Any, tuple]:
+    """BlackJAX's accept step, by a number drawn before."""
     new, info = accept(uniform, log_ratio, proposal, state)
     return new, (uniform < info.acceptance_rate, info.acceptance_rate, None)
 
