@@ -118,12 +118,15 @@ def drl_case(num_steps=20):
     }
 
 
-def jem_case(num_steps=20):
-    """One step of JEM with Langevin of step 1 on 8x8 digits' size, a buffer of 1000, an MLP 64-256-256-10."""
-    optimizer, x = optax.adam(1e-4), jax.random.normal(jax.random.key(0), (64, 64))
-    y = jnp.arange(64) % 10
-    net = ef.energies.nets.MLP(64, (256, 256), num_outputs=10, rngs=nnx.Rngs(0))
-    energy = ef.classifier_energy(net)
+def jem_case(net, num_steps=20):
+    """One step of JEM with 20 Langevin moves of step 1 and a buffer of 1000: 64 chains, each net with ten logits."""
+    shape, nets, settings = SHAPES[net], ef.energies.nets, {"num_outputs": 10, "rngs": nnx.Rngs(0)}
+    if net == "mlp":
+        shape, module = (64,), nets.MLP(64, (256, 256), **settings)
+    else:
+        module = nets.CNN(shape, **settings)
+    optimizer, x = optax.adam(1e-4), jax.random.normal(jax.random.key(0), (64, *shape))
+    y, energy = jnp.arange(64) % 10, ef.classifier_energy(module)
     negatives = ef.replay(ef.langevin(1.0, 0.01), num_steps, capacity=1000, num_chains=64, start=ef.from_uniform())
     return {
         "ours": library_step(energy, ef.joint(negatives), optimizer, (x, y)),
@@ -198,7 +201,7 @@ CASES = {
     **{f"sample {name}": functools.partial(sampling_case, name) for name in ("mala", "hmc")},
     **{f"pcd {net} {phase}": functools.partial(pcd_case, net, phase) for net in SHAPES for phase in PHASES},
     "drl mala": drl_case,
-    "jem langevin": jem_case,
+    **{f"jem {net} langevin": functools.partial(jem_case, net) for net in SHAPES},
     **{f"loss {name}": functools.partial(loss_case, name) for name in LOSSES},
     **{f"ais {net} mala": functools.partial(ais_case, net) for net in SHAPES},
 }
