@@ -53,20 +53,7 @@ def class_logits(classifier: Any, x: Tree) -> Array:
     `from_nnx(net)`. A temperature is that of p(x) and leaves p(y|x) alone. Raises ValueError for an energy without
     classes.
     """
-    match classifier:
-        case Frozen():
-            return class_logits(jax.lax.stop_gradient(classifier.value), x)
-        case Tempered() | Landscape() | Tilted() | Normalised() | WithNoise():
-            return class_logits(classifier.energy, x)
-        case Transformed():
-            return class_logits(classifier.energy, classifier.constrain(x))
-    logits = classifier.logits(x) if hasattr(classifier, "logits") else jnp.asarray(as_energy(classifier)(x))
-    if logits.ndim != 1:
-        raise ValueError(
-            f"a classifier has an energy with `logits`, or gives logits (num_classes,) for one point; got "
-            f"{type(classifier).__name__} with shape {logits.shape}"
-        )
-    return logits
+    return _opened(classifier, x)[0]
 
 
 def logits_and_energy(classifier: Any, x: Tree) -> tuple[Array, Scalar]:
@@ -74,20 +61,28 @@ def logits_and_energy(classifier: Any, x: Tree) -> tuple[Array, Scalar]:
 
     Raises ValueError as `class_logits` does.
     """
-    logits = class_logits(classifier, x)
-    return logits, _with_logits(classifier, logits)(x)
+    logits, energy = _opened(classifier, x)
+    return logits, energy(x)
 
 
-def _with_logits(classifier: Any, logits: Array) -> Any:
-    """Return the energy with its logits known; what is not made here of a classifier's energy stays as it is."""
+def _opened(classifier: Any, x: Tree) -> tuple[Array, Any]:
+    """Return the logits of one point, and the energy for which they are known; one not made here stays as it is."""
     match classifier:
-        case ClassifierEnergy():
-            return replace(classifier, net=Partial(_known, logits))
         case Frozen():
-            return Frozen(_with_logits(classifier.value, logits))
+            logits, inner = _opened(jax.lax.stop_gradient(classifier.value), x)
+            return logits, Frozen(inner)
         case Tempered() | Landscape() | Tilted() | Normalised() | WithNoise() | Transformed():
-            return replace(classifier, energy=_with_logits(classifier.energy, logits))
-    return classifier
+            inside = classifier.constrain(x) if isinstance(classifier, Transformed) else x
+            logits, inner = _opened(classifier.energy, inside)
+            return logits, replace(classifier, energy=inner)
+    logits = classifier.logits(x) if hasattr(classifier, "logits") else jnp.asarray(as_energy(classifier)(x))
+    if logits.ndim != 1:
+        raise ValueError(
+            f"a classifier has an energy with `logits`, or gives logits (num_classes,) for one point; got "
+            f"{type(classifier).__name__} with shape {logits.shape}"
+        )
+    is_ours = isinstance(classifier, ClassifierEnergy)
+    return logits, replace(classifier, net=Partial(_known, logits)) if is_ours else classifier
 
 
 def _known(logits: Array, x: Tree) -> Array:

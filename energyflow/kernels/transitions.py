@@ -61,7 +61,7 @@ def scan_ahead(
         return jax.lax.scan(body, carry, drawn if xs is None else (drawn, xs), unroll=unroll)
 
     num, rest = keys.shape[0], math.prod(keys.shape[1:])
-    size = max((n for n in range(1, num + 1) if num % n == 0 and n * rest <= AHEAD), default=1)
+    size = max((n for n in range(1, AHEAD // rest + 1) if num % n == 0), default=1)
     if size >= num:
         return block(carry, (words, xs))
     blocks = jax.tree.map(lambda x: x.reshape(num // size, size, *x.shape[1:]), (words, xs))
